@@ -1,0 +1,1 @@
+//! Residual-stream means over prompt sets, by position and block.

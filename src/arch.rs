@@ -1,0 +1,1 @@
+//! Which tensors of which architecture write the residual stream.

@@ -1,0 +1,1 @@
+//! The direction type and its GGUF file.

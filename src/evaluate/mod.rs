@@ -1,0 +1,1 @@
+//! Refusal rates, first-token KL and the reports made of them.

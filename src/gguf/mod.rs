@@ -1,0 +1,1 @@
+//! A checked reader and a writer of GGUF files.

@@ -1,0 +1,1 @@
+//! Ablation and addition as values.

@@ -1,0 +1,28 @@
+//! Find, apply, remove and prove behavioural *directions* in quantized GGUF language models, on a CPU.
+//!
+//! The pipeline, one way, a module a step:
+//!
+//! ```text
+//! prompts ─ runtime::template ─ runtime (llama.cpp + hook) ─ activations ─ select ─ direction (a file)
+//!                                   ▲                                                   │
+//!                                   └─────────────── intervention ◄─────────────────────┤
+//! gguf (reader) ─ arch (which tensors write the stream) ─ rewrite ─ quant (codecs) ─ out.gguf
+//! evaluate: refusals and KL of a plain, a steered or a rewritten model
+//! ```
+//!
+//! `gguf`, `quant` and `rewrite` never see llama.cpp's runtime; `runtime` sees files only through llama.cpp.
+//!
+//! The method is that of Arditi et al. 2024, "Refusal in language models is mediated by a single direction".
+
+pub mod activations;
+pub mod arch;
+pub mod direction;
+pub mod evaluate;
+pub mod gguf;
+pub mod intervention;
+pub mod output;
+pub mod prompts;
+pub mod quant;
+pub mod rewrite;
+pub mod runtime;
+pub mod select;

@@ -1,0 +1,2 @@
+//! The ggsteer program.
+fn main() {}

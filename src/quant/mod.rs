@@ -1,0 +1,1 @@
+//! ggml block types: sizes, decoding, encoding.

@@ -1,0 +1,1 @@
+//! Orthogonalizing the writers of a GGUF file into a new file.

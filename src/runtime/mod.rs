@@ -1,0 +1,1 @@
+//! llama.cpp with a hook in its graph.

@@ -1,0 +1,1 @@
+//! Choosing the direction by the paper's rules.
