@@ -1,1 +1,217 @@
-//! Ablation and addition as values.
+//! Ablation and addition as values, used by the runtime hook and by the rewriter alike.
+//!
+//! Shapes: a direction is a vector of `n_embd` elements; a [`Basis`] holds k orthonormal ones.
+#![forbid(unsafe_code)]
+
+/// What makes a set of vectors unusable as an intervention.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// A vector with a NaN or an infinity.
+    #[error("direction {index}: element {element} is not finite")]
+    NotFinite {
+        /// Which vector of the set.
+        index: usize,
+        /// Which element of it.
+        element: usize,
+    },
+    /// A vector of norm zero, or one that is a combination of those before it.
+    #[error("direction {index}: zero, or a linear combination of the directions before it")]
+    Dependent {
+        /// Which vector of the set.
+        index: usize,
+    },
+    /// Vectors of different widths.
+    #[error("direction {index}: expected {expected} elements, found {found}")]
+    Width {
+        /// Which vector of the set.
+        index: usize,
+        /// Elements of the first vector.
+        expected: usize,
+        /// Elements of this one.
+        found: usize,
+    },
+}
+
+/// k orthonormal vectors of `n_embd` elements that span the subspace to erase.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Basis {
+    vectors: Vec<Vec<f32>>,
+}
+
+impl Basis {
+    /// Orthonormalizes `directions` (each `n_embd`, any length) by Gram–Schmidt, twice over, in f64.
+    ///
+    /// # Errors
+    /// Non-finite elements, differing widths, zero or linearly dependent vectors.
+    pub fn new<V: AsRef<[f32]>>(directions: &[V]) -> Result<Self, Error> {
+        let width = directions.first().map_or(0, |v| v.as_ref().len());
+        let mut basis: Vec<Vec<f64>> = Vec::new();
+        for (index, v) in directions.iter().enumerate() {
+            let v = v.as_ref();
+            if v.len() != width {
+                return Err(Error::Width { index, expected: width, found: v.len() });
+            }
+            if let Some(element) = v.iter().position(|x| !x.is_finite()) {
+                return Err(Error::NotFinite { index, element });
+            }
+            let mut u: Vec<f64> = v.iter().map(|&x| f64::from(x)).collect();
+            let length = norm(&u);
+            // The second pass removes what rounding left of the first.
+            for _ in 0..2 {
+                for b in &basis {
+                    let c: f64 = b.iter().zip(&u).map(|(x, y)| x * y).sum();
+                    u.iter_mut().zip(b).for_each(|(x, y)| *x -= c * y);
+                }
+            }
+            let rest = norm(&u);
+            if length == 0.0 || rest <= 1e-6 * length {
+                return Err(Error::Dependent { index });
+            }
+            u.iter_mut().for_each(|x| *x /= rest);
+            basis.push(u);
+        }
+        let vectors = basis.iter().map(|u| u.iter().map(|&x| x as f32).collect()).collect();
+        Ok(Self { vectors })
+    }
+
+    /// The orthonormal vectors, each `n_embd`.
+    #[must_use]
+    pub fn vectors(&self) -> &[Vec<f32>] {
+        &self.vectors
+    }
+
+    /// No vector at all: nothing is erased.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.vectors.is_empty()
+    }
+
+    /// x ← x − r(r·x) for every vector r of the basis; `x` is one row of the residual stream (`n_embd`).
+    pub fn ablate(&self, x: &mut [f32]) {
+        for r in &self.vectors {
+            let c = dot(r, x) as f32;
+            x.iter_mut().zip(r).for_each(|(x, r)| *x -= c * r);
+        }
+    }
+
+    /// The largest |r·x| over the basis, and ‖x‖.
+    #[must_use]
+    pub fn component(&self, x: &[f32]) -> (f64, f64) {
+        let largest = self.vectors.iter().map(|r| dot(r, x).abs()).fold(0.0, f64::max);
+        (largest, dot(x, x).sqrt())
+    }
+}
+
+/// c·v added to the output of one block, at every position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Addition {
+    /// 0-based block whose output receives it.
+    pub block: usize,
+    /// The vector with its coefficient multiplied in; `n_embd`.
+    pub vector: Vec<f32>,
+}
+
+/// What is done to the residual stream of a sequence while the model runs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Intervention {
+    /// Erased after every write to the stream.
+    pub ablate: Basis,
+    /// Added at their blocks' outputs, after the ablation there.
+    pub add: Vec<Addition>,
+}
+
+impl Intervention {
+    /// Erase the span of `directions` everywhere.
+    ///
+    /// # Errors
+    /// As [`Basis::new`].
+    pub fn ablate<V: AsRef<[f32]>>(directions: &[V]) -> Result<Self, Error> {
+        Ok(Self { ablate: Basis::new(directions)?, add: Vec::new() })
+    }
+
+    /// Add `scale · vector` at the output of `block`.
+    ///
+    /// # Errors
+    /// A non-finite element of the scaled vector.
+    pub fn add(block: usize, vector: &[f32], scale: f32) -> Result<Self, Error> {
+        let vector: Vec<f32> = vector.iter().map(|x| x * scale).collect();
+        if let Some(element) = vector.iter().position(|x| !x.is_finite()) {
+            return Err(Error::NotFinite { index: 0, element });
+        }
+        Ok(Self { ablate: Basis::default(), add: vec![Addition { block, vector }] })
+    }
+
+    /// Every vector's width, `None` where there is none at all.
+    #[must_use]
+    pub fn n_embd(&self) -> Option<usize> {
+        let erased = self.ablate.vectors().first().map(Vec::len);
+        erased.or_else(|| self.add.first().map(|a| a.vector.len()))
+    }
+}
+
+/// a·b in f64, in eight interleaved partial sums: a fixed order that the compiler can vectorize.
+#[must_use]
+pub fn dot(a: &[f32], b: &[f32]) -> f64 {
+    debug_assert_eq!(a.len(), b.len());
+    let mut lanes = [0f64; 8];
+    let (a8, a_rest) = a.as_chunks::<8>();
+    let (b8, b_rest) = b.as_chunks::<8>();
+    for (a, b) in a8.iter().zip(b8) {
+        for i in 0..8 {
+            lanes[i] += f64::from(a[i]) * f64::from(b[i]);
+        }
+    }
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    lanes.iter().sum::<f64>() + rest
+}
+
+fn norm(v: &[f64]) -> f64 {
+    v.iter().map(|x| x * x).sum::<f64>().sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn ablation_leaves_nothing_along_any_direction(
+            a in prop::collection::vec(-3f32..3.0, 37),
+            b in prop::collection::vec(-3f32..3.0, 37),
+            x in prop::collection::vec(-9f32..9.0, 37),
+        ) {
+            prop_assume!(a.iter().any(|x| x.abs() > 0.1) && b.iter().any(|x| x.abs() > 0.1));
+            let basis = Basis::new(&[&a, &b]).unwrap();
+            let mut y = x.clone();
+            basis.ablate(&mut y);
+            for r in [&a, &b] {
+                prop_assert!(dot(r, &y).abs() <= 1e-4 * dot(r, r).sqrt() * (1.0 + dot(&x, &x).sqrt()));
+            }
+            // Idempotent, and never longer than before.
+            let mut z = y.clone();
+            basis.ablate(&mut z);
+            prop_assert!(y.iter().zip(&z).all(|(y, z)| (y - z).abs() < 1e-4));
+            prop_assert!(dot(&y, &y) <= dot(&x, &x) * (1.0 + 1e-6));
+        }
+
+        #[test]
+        fn dot_agrees_with_the_plain_sum(v in prop::collection::vec((-9f32..9.0, -9f32..9.0), 0..70)) {
+            let (a, b): (Vec<f32>, Vec<f32>) = v.iter().copied().unzip();
+            let plain: f64 = v.iter().map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            prop_assert!((dot(&a, &b) - plain).abs() < 1e-9);
+        }
+    }
+
+    #[test]
+    fn unusable_directions_are_named() {
+        assert_eq!(Basis::new(&[[0f32; 4]]), Err(Error::Dependent { index: 0 }));
+        assert_eq!(
+            Basis::new(&[[1f32, 0., 0., 0.], [2., 0., 0., 0.]]),
+            Err(Error::Dependent { index: 1 })
+        );
+        assert_eq!(Basis::new(&[[1f32, f32::NAN]]), Err(Error::NotFinite { index: 0, element: 1 }));
+        let ragged: [&[f32]; 2] = [&[1., 0.], &[0., 1., 0.]];
+        assert_eq!(Basis::new(&ragged), Err(Error::Width { index: 1, expected: 2, found: 3 }));
+    }
+}
