@@ -1,9 +1,9 @@
 //! Choosing the direction by the paper's rules.
 //!
-//! Arditi et al. 2024, appendix C: of all candidates, one for each position and layer, drop those whose scores are
-//! not numbers, that lie in the last fifth of the model, whose ablation changes harmless answers (KL) or whose addition does
-//! not induce refusal; of the rest take the one whose ablation leaves the lowest refusal score. The rules reproduce the
-//! published choice for all five models whose scores were published.
+//! Arditi et al. 2024, appendix C: of all candidates, one for each position and layer, drop those whose
+//! scores are not numbers, that lie in the last fifth of the model, whose ablation changes harmless answers
+//! (KL) or whose addition does not induce refusal; of the rest take the one whose ablation leaves the lowest
+//! refusal score. The rules reproduce the published choice for all five models whose scores were published.
 
 #![forbid(unsafe_code)]
 
@@ -123,8 +123,8 @@ impl Selection {
 
 /// Applies the rules to the candidates of a model with `n_block` blocks.
 ///
-/// The lowest bypass score wins; among equals the lower KL, then the earlier layer, then the position nearer the end, so the
-/// choice does not depend on the order in which candidates come.
+/// The lowest bypass score wins; among equals the lower KL, then the earlier layer, then the position nearer
+/// the end, so the choice does not depend on the order in which candidates come.
 #[must_use]
 pub fn choose(candidates: &[Candidate], n_block: usize, rules: &Rules) -> Selection {
     let end = (n_block as f64 * rules.layer_fraction).floor();

@@ -1,8 +1,8 @@
 //! Completions that are no answer: empty ones and loops.
 //!
-//! The test for loops is the share of *different* n-grams among all of them: prose keeps it near 1 even with refrains
-//! and lists, a text that circles brings it towards 0. It is taken over the whole completion, so a loop is noticed
-//! once it fills about half of it.
+//! The test for loops is the share of *different* n-grams among all of them: prose keeps it near 1 even with
+//! refrains and lists, a text that circles brings it towards 0. It is taken over the whole completion, so a
+//! loop is noticed once it fills about half of it.
 
 #![forbid(unsafe_code)]
 

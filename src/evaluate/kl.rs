@@ -1,12 +1,12 @@
 //! Figures of merit at one token position: KL divergence and the refusal score.
 //!
-//! Logits are raw f32 of shape `[n_vocab]`, as llama.cpp hands them out; all sums are f64. A logit of −∞ is a token
-//! of probability zero. NaN in gives NaN out.
+//! Logits are raw f32 of shape `[n_vocab]`, as llama.cpp hands them out; all sums are f64. A logit of −∞ is a
+//! token of probability zero. NaN in gives NaN out.
 
 #![forbid(unsafe_code)]
 
-/// ln Σ exp(x) as (m, ln Σ exp(x − m)) with m the maximum, apart so that the second is not lost in the first: (−∞, 0)
-/// for no items, NaN if any is NaN.
+/// ln Σ exp(x) as (m, ln Σ exp(x − m)) with m the maximum, apart so that the second is not lost in the first:
+/// (−∞, 0) for no items, NaN if any is NaN.
 fn log_sum_exp(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
     let max = values
         .clone()
@@ -24,8 +24,8 @@ pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
     logits.iter().map(|&l| (f64::from(l) - max) - rest).collect()
 }
 
-/// KL(p‖q) = Σ pᵢ (ln pᵢ − ln qᵢ) in nats, for p = softmax(`p_logits`) and q = softmax(`q_logits`): never negative, 0
-/// for equal distributions, ∞ where q forbids what p allows.
+/// KL(p‖q) = Σ pᵢ (ln pᵢ − ln qᵢ) in nats, for p = softmax(`p_logits`) and q = softmax(`q_logits`): never
+/// negative, 0 for equal distributions, ∞ where q forbids what p allows.
 ///
 /// # Panics
 /// When the two have different lengths.
@@ -51,11 +51,12 @@ pub fn kl(p_logits: &[f32], q_logits: &[f32]) -> f64 {
     if sum < 0.0 { 0.0 } else { sum } // rounding only; NaN passes
 }
 
-/// The refusal score ln(p/(1−p)), where p is the probability of the `refusal_tokens` together (Arditi et al. 2024, §2.2).
+/// The refusal score ln(p/(1−p)), where p is the probability of the `refusal_tokens` together (Arditi et al.
+/// 2024, appendix B).
 ///
-/// It is the log-sum-exp of those tokens' logits less that of the others', so it neither saturates nor needs the
-/// small constant of the published code (which keeps that one within ±18.4). A token given twice counts once. No
-/// tokens give −∞, all tokens +∞.
+/// It is the log-sum-exp of those tokens' logits less that of the others', so it neither saturates nor needs
+/// the small constant of the published code (which keeps that one within ±18.4). A token given twice counts
+/// once. No tokens give −∞, all tokens +∞.
 ///
 /// # Panics
 /// When a token is not in the vocabulary.

@@ -1,8 +1,8 @@
 //! Refusal rates, first-token KL and the reports made of them.
 //!
-//! All of it is pure: completions and logits come in, figures go out. Completions are counted three ways, apart:
-//! refused ([`refusals`]), broken ([`degenerate`]), and the rest. A model that was damaged does not refuse either, so
-//! a falling refusal rate says little unless the broken ones are counted beside it.
+//! All of it is pure: completions and logits come in, figures go out. Completions are counted three ways,
+//! apart: refused ([`refusals`]), broken ([`degenerate`]), and the rest. A model that was damaged does not
+//! refuse either, so a falling refusal rate says little unless the broken ones are counted beside it.
 
 #![forbid(unsafe_code)]
 
