@@ -1,1 +1,4 @@
 //! llama.cpp with a hook in its graph.
+
+pub mod sampling;
+pub mod template;
