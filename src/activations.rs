@@ -112,7 +112,8 @@ pub fn measure(
 ) -> Result<Means, Error> {
     let model = session.model();
     let mut means = Means::new(n_pos, model.n_block(), model.n_embd());
-    let jobs: Vec<Job<'_>> = prompts.iter().map(|p| Job { tokens: &p.tokens, n_out: n_pos, intervention: None }).collect();
+    let jobs: Vec<Job<'_>> =
+        prompts.iter().map(|p| Job { tokens: &p.tokens, n_out: n_pos, intervention: None }).collect();
     let plan = CapturePlan { stream: true, ..CapturePlan::default() };
     let mut sink = |_: usize, position: i32, site: Site<'_>, row: &[f32]| {
         if let Site::Block(block) = site {

@@ -206,10 +206,7 @@ mod tests {
     #[test]
     fn unusable_directions_are_named() {
         assert_eq!(Basis::new(&[[0f32; 4]]), Err(Error::Dependent { index: 0 }));
-        assert_eq!(
-            Basis::new(&[[1f32, 0., 0., 0.], [2., 0., 0., 0.]]),
-            Err(Error::Dependent { index: 1 })
-        );
+        assert_eq!(Basis::new(&[[1f32, 0., 0., 0.], [2., 0., 0., 0.]]), Err(Error::Dependent { index: 1 }));
         assert_eq!(Basis::new(&[[1f32, f32::NAN]]), Err(Error::NotFinite { index: 0, element: 1 }));
         let ragged: [&[f32]; 2] = [&[1., 0.], &[0., 1., 0.]];
         assert_eq!(Basis::new(&ragged), Err(Error::Width { index: 1, expected: 2, found: 3 }));

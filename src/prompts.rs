@@ -136,11 +136,7 @@ impl PromptSet {
         for byte in hash.finalize() {
             let _ = write!(sha256, "{byte:02x}"); // writing to a String cannot fail
         }
-        Self {
-            prompts,
-            source: source.into(),
-            sha256,
-        }
+        Self { prompts, source: source.into(), sha256 }
     }
 
     /// Loads `PATH` or `PATH:COLUMN`.
@@ -152,10 +148,7 @@ impl PromptSet {
     /// See [`PromptError`]; each names the file and, where there is one, the line.
     pub fn load(spec: &str) -> Result<Self, PromptError> {
         let (path, column) = split_spec(spec);
-        let bytes = std::fs::read(path).map_err(|source| PromptError::Read {
-            path: path.into(),
-            source,
-        })?;
+        let bytes = std::fs::read(path).map_err(|source| PromptError::Read { path: path.into(), source })?;
         let prompts = parse(path, &bytes, column)?;
         if prompts.is_empty() {
             return Err(PromptError::Empty { path: path.into() });
@@ -204,34 +197,22 @@ fn split_spec(spec: &str) -> (&Path, Option<&str>) {
 fn parse(path: &Path, bytes: &[u8], column: Option<&str>) -> Result<Vec<String>, PromptError> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let line = bytes[..error.valid_up_to()].split(|&b| b == b'\n').count();
-        PromptError::NotUtf8 {
-            path: path.into(),
-            line,
-        }
+        PromptError::NotUtf8 { path: path.into(), line }
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let extension = path
-        .extension()
-        .map(|e| e.to_string_lossy().to_lowercase())
-        .unwrap_or_default();
+    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     let mut prompts = match extension.as_str() {
         "" | "txt" => match column {
             None => text.lines().map(|line| line.trim().to_owned()).collect(),
             Some(column) => {
-                return Err(PromptError::NoColumns {
-                    path: path.into(),
-                    column: column.into(),
-                });
+                return Err(PromptError::NoColumns { path: path.into(), column: column.into() });
             }
         },
         "jsonl" | "ndjson" => parse_jsonl(path, text, column)?,
         "json" => parse_json(path, text, column)?,
         "csv" => parse_csv(path, text, column)?,
         _ => {
-            return Err(PromptError::UnknownFormat {
-                path: path.into(),
-                extension,
-            });
+            return Err(PromptError::UnknownFormat { path: path.into(), extension });
         }
     };
     prompts.retain(|prompt| !prompt.trim().is_empty());
@@ -241,11 +222,7 @@ fn parse(path: &Path, bytes: &[u8], column: Option<&str>) -> Result<Vec<String>,
 fn parse_jsonl(path: &Path, text: &str, column: Option<&str>) -> Result<Vec<String>, PromptError> {
     let mut chosen = column.map(str::to_owned);
     let mut prompts = Vec::new();
-    for (i, line) in text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-    {
+    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let value: Value = serde_json::from_str(line).map_err(|error| syntax(path, i + 1, &error))?;
         prompts.push(take(path, &format!("line {}", i + 1), value, &mut chosen)?);
     }
@@ -265,9 +242,7 @@ fn parse_json(path: &Path, text: &str, column: Option<&str>) -> Result<Vec<Strin
     };
     let mut chosen = column.map(str::to_owned);
     let items = items.into_iter().enumerate();
-    items
-        .map(|(i, item)| take(path, &format!("item {}", i + 1), item, &mut chosen))
-        .collect()
+    items.map(|(i, item)| take(path, &format!("item {}", i + 1), item, &mut chosen)).collect()
 }
 
 /// The prompt in one JSON value. The first object settles the column for all.
@@ -275,38 +250,21 @@ fn take(path: &Path, at: &str, value: Value, chosen: &mut Option<String>) -> Res
     let mut object = match value {
         Value::String(_) if chosen.is_some() => {
             let (expected, found) = ("an object", "a string");
-            return Err(PromptError::WrongShape {
-                path: path.into(),
-                at: at.into(),
-                expected,
-                found,
-            });
+            return Err(PromptError::WrongShape { path: path.into(), at: at.into(), expected, found });
         }
         Value::String(prompt) => return Ok(prompt),
         Value::Object(object) => object,
         other => {
             let (expected, found) = ("a string or an object", kind(&other));
-            return Err(PromptError::WrongShape {
-                path: path.into(),
-                at: at.into(),
-                expected,
-                found,
-            });
+            return Err(PromptError::WrongShape { path: path.into(), at: at.into(), expected, found });
         }
     };
     if chosen.is_none() {
-        let texts: Vec<&str> = object
-            .iter()
-            .filter(|(_, v)| v.is_string())
-            .map(|(k, _)| k.as_str())
-            .collect();
+        let texts: Vec<&str> =
+            object.iter().filter(|(_, v)| v.is_string()).map(|(k, _)| k.as_str()).collect();
         let Some(guess) = guess(&texts) else {
             let found = object.keys().cloned().collect();
-            return Err(PromptError::AmbiguousColumn {
-                path: path.into(),
-                at: at.into(),
-                found,
-            });
+            return Err(PromptError::AmbiguousColumn { path: path.into(), at: at.into(), found });
         };
         *chosen = Some(guess.to_owned());
     }
@@ -340,15 +298,12 @@ fn parse_csv(path: &Path, text: &str, column: Option<&str>) -> Result<Vec<String
             found: found(),
         })?,
     };
-    let index = names
-        .iter()
-        .position(|&n| n == name)
-        .ok_or_else(|| PromptError::WrongColumn {
-            path: path.into(),
-            at: at(),
-            column: name.to_owned(),
-            found: found(),
-        })?;
+    let index = names.iter().position(|&n| n == name).ok_or_else(|| PromptError::WrongColumn {
+        path: path.into(),
+        at: at(),
+        column: name.to_owned(),
+        found: found(),
+    })?;
     let record = |record: csv::Result<csv::StringRecord>| match record {
         Ok(record) => Ok(record.get(index).unwrap_or_default().to_owned()),
         Err(error) => Err(failed(&error)),
@@ -361,21 +316,12 @@ fn guess<'a>(columns: &[&'a str]) -> Option<&'a str> {
     if let [only] = columns {
         return Some(only);
     }
-    let usual = |&name: &&str| {
-        columns
-            .iter()
-            .copied()
-            .find(|column| column.eq_ignore_ascii_case(name))
-    };
+    let usual = |&name: &&str| columns.iter().copied().find(|column| column.eq_ignore_ascii_case(name));
     USUAL_COLUMNS.iter().find_map(usual)
 }
 
 fn syntax(path: &Path, line: usize, error: &dyn std::fmt::Display) -> PromptError {
-    PromptError::Syntax {
-        path: path.into(),
-        line,
-        message: error.to_string(),
-    }
+    PromptError::Syntax { path: path.into(), line, message: error.to_string() }
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -390,11 +336,7 @@ fn kind(value: &Value) -> &'static str {
 }
 
 fn list(columns: &[String]) -> String {
-    if columns.is_empty() {
-        "no columns".to_owned()
-    } else {
-        format!("columns {}", columns.join(", "))
-    }
+    if columns.is_empty() { "no columns".to_owned() } else { format!("columns {}", columns.join(", ")) }
 }
 
 #[cfg(test)]

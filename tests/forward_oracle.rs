@@ -36,39 +36,21 @@ const TOKENS: [i32; 24] = [
 #[test]
 fn llama_is_the_same_in_both() {
     for tied in [false, true] {
-        assert_same(
-            &Model::random(Spec {
-                tied,
-                ..Spec::new(Arch::Llama)
-            }),
-            Edit::default(),
-        );
+        assert_same(&Model::random(Spec { tied, ..Spec::new(Arch::Llama) }), Edit::default());
     }
 }
 
 #[test]
 fn qwen2_is_the_same_in_both() {
     for tied in [false, true] {
-        assert_same(
-            &Model::random(Spec {
-                tied,
-                ..Spec::new(Arch::Qwen2)
-            }),
-            Edit::default(),
-        );
+        assert_same(&Model::random(Spec { tied, ..Spec::new(Arch::Qwen2) }), Edit::default());
     }
 }
 
 #[test]
 fn gpt2_is_the_same_in_both() {
     for tied in [false, true] {
-        assert_same(
-            &Model::random(Spec {
-                tied,
-                ..Spec::new(Arch::Gpt2)
-            }),
-            Edit::default(),
-        );
+        assert_same(&Model::random(Spec { tied, ..Spec::new(Arch::Gpt2) }), Edit::default());
     }
 }
 
@@ -91,31 +73,15 @@ fn ablating_the_stream_equals_orthogonal_weights() {
     for arch in Arch::ALL {
         let model = Model::random(Spec::new(arch)).untied();
         let r = unit(model.spec.n_embd, 11);
-        let ablated = forward(
-            &model,
-            &TOKENS,
-            Edit {
-                ablate: Some(&r),
-                ..Edit::default()
-            },
-        );
+        let ablated = forward(&model, &TOKENS, Edit { ablate: Some(&r), ..Edit::default() });
         let written = llama_cpp_logits(&model.clone().orthogonalized(&r), &TOKENS);
         assert_close(&written, &ablated.logits, arch);
         let untouched = forward(&model, &TOKENS, Edit::default());
-        assert!(
-            difference(&untouched.logits, &ablated.logits) > 0.01,
-            "{arch:?}: the ablation does nothing"
-        );
-        for rows in std::iter::once(&ablated.embedding)
-            .chain(&ablated.ffn_inp)
-            .chain(&ablated.l_out)
-        {
+        assert!(difference(&untouched.logits, &ablated.logits) > 0.01, "{arch:?}: the ablation does nothing");
+        for rows in std::iter::once(&ablated.embedding).chain(&ablated.ffn_inp).chain(&ablated.l_out) {
             for x in rows {
                 let along: f32 = x.iter().zip(&r).map(|(x, r)| x * r).sum();
-                assert!(
-                    along.abs() < 1e-5,
-                    "{arch:?}: {along} is left along the direction"
-                );
+                assert!(along.abs() < 1e-5, "{arch:?}: {along} is left along the direction");
             }
         }
     }
@@ -127,38 +93,17 @@ fn adding_to_the_stream_equals_a_bias() {
         let mut model = Model::random(Spec::new(arch));
         let (il, coefficient) = (1, 3.5);
         let v = unit(model.spec.n_embd, 12);
-        let added = forward(
-            &model,
-            &TOKENS,
-            Edit {
-                add: Some((il, &v, coefficient)),
-                ..Edit::default()
-            },
-        );
+        let added = forward(&model, &TOKENS, Edit { add: Some((il, &v, coefficient)), ..Edit::default() });
         let untouched = forward(&model, &TOKENS, Edit::default());
-        assert!(
-            difference(&untouched.logits, &added.logits) > 0.01,
-            "{arch:?}: the addition does nothing"
-        );
+        assert!(difference(&untouched.logits, &added.logits) > 0.01, "{arch:?}: the addition does nothing");
 
         let name = format!("blk.{il}.ffn_down.bias");
         if model.find(&name).is_none() {
             let data = vec![0.0; v.len()];
-            model.tensors.push(Tensor {
-                name: name.clone(),
-                ne: vec![v.len()],
-                data,
-            });
+            model.tensors.push(Tensor { name: name.clone(), ne: vec![v.len()], data });
         }
-        let bias = model
-            .tensors
-            .iter_mut()
-            .find(|t| t.name == name)
-            .expect("it was there or pushed");
-        bias.data
-            .iter_mut()
-            .zip(&v)
-            .for_each(|(b, v)| *b += coefficient * v);
+        let bias = model.tensors.iter_mut().find(|t| t.name == name).expect("it was there or pushed");
+        bias.data.iter_mut().zip(&v).for_each(|(b, v)| *b += coefficient * v);
         assert_close(&llama_cpp_logits(&model, &TOKENS), &added.logits, arch);
     }
 }
@@ -168,28 +113,15 @@ fn the_tokenizer_merges_and_knows_its_special_tokens() {
     let model = with_file(&Model::random(Spec::new(Arch::Llama)), load);
     let vocab = model.vocab();
     let ids = |text: &str| -> Vec<i32> {
-        vocab
-            .tokenize(text.as_bytes(), false, true)
-            .into_iter()
-            .map(|t| t.0)
-            .collect()
+        vocab.tokenize(text.as_bytes(), false, true).into_iter().map(|t| t.0).collect()
     };
     // "hell" and "Ġthe" are merged; "o" and "r" merge only beside each other.
-    assert_eq!(
-        ids("hello the or"),
-        [262, i32::from(b'o'), 260, i32::from(b' '), 261]
-    );
+    assert_eq!(ids("hello the or"), [262, i32::from(b'o'), 260, i32::from(b' '), 261]);
     assert_eq!(ids("é"), [0xc3, 0xa9]);
-    assert_eq!(
-        ids("<|im_start|>x<|im_end|>"),
-        [IM_START, i32::from(b'x'), IM_END]
-    );
+    assert_eq!(ids("<|im_start|>x<|im_end|>"), [IM_START, i32::from(b'x'), IM_END]);
     assert_eq!(vocab.n_tokens() as usize, N_VOCAB);
     assert!(vocab.is_eog(LlamaToken(IM_END)));
-    assert_eq!(
-        model.meta_val_str("tokenizer.chat_template").as_deref(),
-        Ok(support::tiny::CHATML)
-    );
+    assert_eq!(model.meta_val_str("tokenizer.chat_template").as_deref(), Ok(support::tiny::CHATML));
 }
 
 #[test]
@@ -200,10 +132,7 @@ fn streamed_files_of_every_type_load_and_run() {
         big(&path, &Spec::new(Arch::Llama), ty).expect("the temporary folder has room");
         let logits = llama_cpp_file_logits(&path, &TOKENS);
         let largest = logits.iter().flatten().fold(0.0, |m: f32, v| m.max(v.abs()));
-        assert!(
-            logits.iter().flatten().all(|v| v.is_finite()) && largest > 0.1,
-            "{ty:?}: {largest}"
-        );
+        assert!(logits.iter().flatten().all(|v| v.is_finite()) && largest > 0.1, "{ty:?}: {largest}");
     }
 }
 
@@ -215,10 +144,7 @@ fn assert_same(model: &Model, edit: Edit) {
 fn assert_close(found: &Rows, expected: &Rows, arch: Arch) {
     let difference = difference(found, expected);
     println!("{arch:?}: {difference:.1e}");
-    assert!(
-        difference <= tolerance(arch),
-        "{arch:?}: logits differ by {difference:.1e} of the largest"
-    );
+    assert!(difference <= tolerance(arch), "{arch:?}: logits differ by {difference:.1e} of the largest");
 }
 
 /// max |a − b| / max |b|.
@@ -268,13 +194,7 @@ fn llama_cpp_file_logits(path: &Path, tokens: &[i32]) -> Rows {
     let mut context = model.new_context(backend(), params).expect("a tiny context fits");
     let mut batch = LlamaBatch::new(tokens.len(), 1);
     let tokens: Vec<_> = tokens.iter().map(|&id| LlamaToken(id)).collect();
-    batch
-        .add_sequence(&tokens, 0, true)
-        .expect("the batch was made for these tokens");
-    context
-        .decode(&mut batch)
-        .expect("the tokens are in the vocabulary");
-    (0..tokens.len() as i32)
-        .map(|i| context.get_logits_ith(i).to_vec())
-        .collect()
+    batch.add_sequence(&tokens, 0, true).expect("the batch was made for these tokens");
+    context.decode(&mut batch).expect("the tokens are in the vocabulary");
+    (0..tokens.len() as i32).map(|i| context.get_logits_ith(i).to_vec()).collect()
 }

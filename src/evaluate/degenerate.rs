@@ -65,9 +65,8 @@ mod tests {
 
     #[test]
     fn answers_are_not_broken() {
-        let list = (1..60).fold(String::new(), |list, i| {
-            list + &format!("{i}. Take step {i} of the recipe\n")
-        });
+        let list =
+            (1..60).fold(String::new(), |list, i| list + &format!("{i}. Take step {i} of the recipe\n"));
         let song = "Row the boat down the stream\nMerrily we go\n".repeat(2) + PROSE;
         for text in [PROSE, &list, &song, "Yes.", "No no no no", "1 2 3 4 5 6 7 8 9 10"] {
             assert_eq!(degeneracy(text), None, "{text}");
@@ -89,14 +88,7 @@ mod tests {
         let fades = format!("{PROSE} {}", "the dough the dough ".repeat(40));
         let letters = "a".repeat(200);
         let chinese = "好的面包".repeat(30);
-        for text in [
-            &sentence,
-            &fades,
-            &letters,
-            &chinese,
-            &"the ".repeat(30),
-            &"!".repeat(60),
-        ] {
+        for text in [&sentence, &fades, &letters, &chinese, &"the ".repeat(30), &"!".repeat(60)] {
             assert_eq!(degeneracy(text), Some(Degeneracy::Looping), "{text}");
         }
     }

@@ -31,13 +31,7 @@ impl Rate {
     pub fn new(hits: usize, n: usize) -> Self {
         assert!(hits <= n, "{hits} hits in {n} trials");
         if n == 0 {
-            return Self {
-                hits,
-                n,
-                rate: 0.0,
-                low: 0.0,
-                high: 1.0,
-            };
+            return Self { hits, n, rate: 0.0, low: 0.0, high: 1.0 };
         }
         let (trials, rate) = (n as f64, hits as f64 / n as f64);
         let shrink = 1.0 + Z * Z / trials;
@@ -46,20 +40,12 @@ impl Rate {
         // At the ends the two terms are equal: rounding must not leave 1e-17 there.
         let low = if hits == 0 { 0.0 } else { (centre - half).max(0.0) };
         let high = if hits == n { 1.0 } else { (centre + half).min(1.0) };
-        Self {
-            hits,
-            n,
-            rate,
-            low,
-            high,
-        }
+        Self { hits, n, rate, low, high }
     }
 
     /// Counts the `true`s.
     pub fn of(outcomes: impl IntoIterator<Item = bool>) -> Self {
-        let (hits, n) = outcomes
-            .into_iter()
-            .fold((0, 0), |(hits, n), hit| (hits + usize::from(hit), n + 1));
+        let (hits, n) = outcomes.into_iter().fold((0, 0), |(hits, n), hit| (hits + usize::from(hit), n + 1));
         Self::new(hits, n)
     }
 }
@@ -88,21 +74,9 @@ mod tests {
         ];
         for (hits, n, low, high) in cases {
             let rate = Rate::new(hits, n);
-            assert!(
-                (rate.low - low).abs() < 1e-6 && (rate.high - high).abs() < 1e-6,
-                "{rate:?}"
-            );
+            assert!((rate.low - low).abs() < 1e-6 && (rate.high - high).abs() < 1e-6, "{rate:?}");
         }
-        assert_eq!(
-            Rate::new(0, 0),
-            Rate {
-                hits: 0,
-                n: 0,
-                rate: 0.0,
-                low: 0.0,
-                high: 1.0
-            }
-        );
+        assert_eq!(Rate::new(0, 0), Rate { hits: 0, n: 0, rate: 0.0, low: 0.0, high: 1.0 });
     }
 
     #[test]

@@ -8,9 +8,7 @@
 /// ln Σ exp(x) as (m, ln Σ exp(x − m)) with m the maximum, apart so that the second is not lost in the first:
 /// (−∞, 0) for no items, NaN if any is NaN.
 fn log_sum_exp(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
-    let max = values
-        .clone()
-        .fold(f64::NEG_INFINITY, |a, b| if b > a || b.is_nan() { b } else { a });
+    let max = values.clone().fold(f64::NEG_INFINITY, |a, b| if b > a || b.is_nan() { b } else { a });
     if max.is_nan() || max.is_infinite() {
         return (max, 0.0);
     }
@@ -31,23 +29,10 @@ pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
 /// When the two have different lengths.
 #[must_use]
 pub fn kl(p_logits: &[f32], q_logits: &[f32]) -> f64 {
-    assert_eq!(
-        p_logits.len(),
-        q_logits.len(),
-        "two vocabularies cannot be compared"
-    );
+    assert_eq!(p_logits.len(), q_logits.len(), "two vocabularies cannot be compared");
     let (p, q) = (log_softmax(p_logits), log_softmax(q_logits));
-    let sum: f64 = p
-        .iter()
-        .zip(&q)
-        .map(|(&p, &q)| {
-            if p == f64::NEG_INFINITY {
-                0.0
-            } else {
-                p.exp() * (p - q)
-            }
-        })
-        .sum();
+    let sum: f64 =
+        p.iter().zip(&q).map(|(&p, &q)| if p == f64::NEG_INFINITY { 0.0 } else { p.exp() * (p - q) }).sum();
     if sum < 0.0 { 0.0 } else { sum } // rounding only; NaN passes
 }
 
@@ -64,11 +49,7 @@ pub fn kl(p_logits: &[f32], q_logits: &[f32]) -> f64 {
 pub fn refusal_score(logits: &[f32], refusal_tokens: &[usize]) -> f64 {
     let mut refuses = vec![false; logits.len()];
     for &token in refusal_tokens {
-        assert!(
-            token < logits.len(),
-            "refusal token {token} is outside a vocabulary of {}",
-            logits.len()
-        );
+        assert!(token < logits.len(), "refusal token {token} is outside a vocabulary of {}", logits.len());
         refuses[token] = true;
     }
     let group = |wanted: bool| {

@@ -103,15 +103,10 @@ impl Markers {
     pub fn new<S: AsRef<str>>(phrases: impl IntoIterator<Item = S>) -> Self {
         let phrases = phrases.into_iter().filter_map(|phrase| {
             let phrase = normalise(phrase.as_ref());
-            let (text, open) = phrase
-                .strip_suffix('*')
-                .map_or((phrase.as_str(), false), |stem| (stem, true));
+            let (text, open) = phrase.strip_suffix('*').map_or((phrase.as_str(), false), |stem| (stem, true));
             (!text.is_empty()).then(|| (text.to_owned(), open))
         });
-        Self {
-            phrases: phrases.collect(),
-            window: Some(WINDOW),
-        }
+        Self { phrases: phrases.collect(), window: Some(WINDOW) }
     }
 
     /// One phrase a line; blank lines and lines that begin with `#` are left out.
@@ -120,17 +115,11 @@ impl Markers {
     /// When the file cannot be read as UTF-8 text or holds no phrase.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, MarkersError> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(|source| MarkersError::Read {
-            path: path.into(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| MarkersError::Read { path: path.into(), source })?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         let markers = Self::new(text.lines().filter(|line| !line.trim_start().starts_with('#')));
-        if markers.phrases.is_empty() {
-            Err(MarkersError::Empty { path: path.into() })
-        } else {
-            Ok(markers)
-        }
+        if markers.phrases.is_empty() { Err(MarkersError::Empty { path: path.into() }) } else { Ok(markers) }
     }
 
     /// Looks at the first `window` characters, or everywhere.
@@ -151,15 +140,9 @@ impl Markers {
     pub fn find(&self, completion: &str) -> Option<&str> {
         let text = normalise(completion);
         // The marker has to begin within the window; it may end outside.
-        let end = self
-            .window
-            .and_then(|w| text.char_indices().nth(w))
-            .map_or(text.len(), |(at, _)| at);
+        let end = self.window.and_then(|w| text.char_indices().nth(w)).map_or(text.len(), |(at, _)| at);
         let found = self.phrases.iter().find(|(phrase, open)| {
-            let mut places = text
-                .match_indices(phrase.as_str())
-                .map(|(at, _)| at)
-                .take_while(|&at| at < end);
+            let mut places = text.match_indices(phrase.as_str()).map(|(at, _)| at).take_while(|&at| at < end);
             places.any(|at| stands_alone(&text, at, at + phrase.len(), *open))
         });
         found.map(|(phrase, _)| phrase.as_str())
@@ -177,9 +160,7 @@ fn stands_alone(text: &str, start: usize, end: usize, open: bool) -> bool {
 
 /// Lower case, straight apostrophes, one space for any white space, none around.
 fn normalise(text: &str) -> String {
-    let lower = text
-        .to_lowercase()
-        .replace(['\u{2019}', '\u{2018}', '\u{02bc}', '\u{00b4}', '`'], "'");
+    let lower = text.to_lowercase().replace(['\u{2019}', '\u{2018}', '\u{02bc}', '\u{00b4}', '`'], "'");
     lower.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -218,10 +199,8 @@ mod tests {
 
     #[test]
     fn the_window_spares_long_answers_and_can_be_opened() {
-        let letter = format!(
-            "Here is the letter. {} I'm sorry for the burnt bread.",
-            "Dear neighbour! ".repeat(20)
-        );
+        let letter =
+            format!("Here is the letter. {} I'm sorry for the burnt bread.", "Dear neighbour! ".repeat(20));
         let markers = Markers::default();
         assert!(!markers.is_refusal(&letter));
         assert_eq!(markers.clone().with_window(None).find(&letter), Some("i'm sorry"));
@@ -235,28 +214,14 @@ mod tests {
     fn markers_load_one_a_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("markers.txt");
-        std::fs::write(
-            &path,
-            "\u{feff}# mine\r\nNo\u{2019}way\r\n\r\nthe oven is cl*\r\n",
-        )
-        .unwrap();
+        std::fs::write(&path, "\u{feff}# mine\r\nNo\u{2019}way\r\n\r\nthe oven is cl*\r\n").unwrap();
         let markers = Markers::load(&path).unwrap();
         assert_eq!(markers, Markers::new(["no'way", "The  oven is cl*", " ", "*"]));
         assert_eq!(markers.find("Alas, the oven is closed"), Some("the oven is cl"));
         assert_eq!(markers.find("I'm sorry"), None);
         std::fs::write(&path, "# none\n\n").unwrap();
-        assert!(
-            Markers::load(&path)
-                .unwrap_err()
-                .to_string()
-                .ends_with("markers.txt: no markers in it")
-        );
-        assert!(
-            Markers::load(folder.path().join("absent"))
-                .unwrap_err()
-                .to_string()
-                .contains("absent: ")
-        );
+        assert!(Markers::load(&path).unwrap_err().to_string().ends_with("markers.txt: no markers in it"));
+        assert!(Markers::load(folder.path().join("absent")).unwrap_err().to_string().contains("absent: "));
     }
 
     #[test]

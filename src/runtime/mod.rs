@@ -1,4 +1,88 @@
-//! llama.cpp with a hook in its graph.
+//! llama.cpp with a hook in its graph: load, template, tokenize, decode many prompts at once, generate; capture the
+//! residual stream and intervene on it meanwhile.
+//!
+//! Files reach this room only through llama.cpp.
 
+mod generate;
+mod hook;
+mod log;
+mod model;
+mod params;
+mod quantize;
 pub mod sampling;
+mod session;
+mod stream;
 pub mod template;
+
+use std::path::PathBuf;
+
+pub use generate::{Completion, Finish, GenerateOptions};
+pub use hook::{CapturePlan, Captured, HookError, Sink, Site};
+pub use llama_cpp_2::token::LlamaToken as Token;
+pub use log::set_verbose;
+pub use model::{Model, ModelOptions, Prompt, backend};
+pub use quantize::quantize;
+pub use session::{Item, Job, JobSink, Outputs, Session, SessionOptions};
+
+/// What can go wrong between the prompt and the logits.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// llama.cpp could not be initialised.
+    #[error("llama.cpp: {0}")]
+    Backend(String),
+    /// No such file.
+    #[error("{}: no such file", .0.display())]
+    NoFile(PathBuf),
+    /// llama.cpp refused the file.
+    #[error("{}: llama.cpp cannot load it: {why}", path.display())]
+    Load {
+        /// The model file.
+        path: PathBuf,
+        /// llama.cpp's words.
+        why: String,
+    },
+    /// A model without a causal decoder.
+    #[error("{}: an embedding-only model: it has no next-token logits to steer", .0.display())]
+    EmbeddingOnly(PathBuf),
+    /// The file has no chat template and none was given.
+    #[error("{}: no chat template in the file; give one with --chat-template NAME or FILE", .0.display())]
+    NoTemplate(PathBuf),
+    /// The chat template does not compile or render.
+    #[error("chat template: {0}")]
+    Template(#[from] template::TemplateError),
+    /// llama.cpp could not make a context.
+    #[error("llama.cpp cannot make a context: {0}")]
+    Context(String),
+    /// `LlamaContextParams` is not laid out as this build expects.
+    #[error(
+        "llama-cpp-2's context parameters are not laid out as expected; build against the pinned version"
+    )]
+    Params,
+    /// More tokens than the context or the batch holds.
+    #[error("{what}: {found} tokens, the context holds {room}; shorten the prompt or lower --max-tokens")]
+    TooLong {
+        /// A prompt or a batch.
+        what: String,
+        /// Its tokens.
+        found: usize,
+        /// What fits.
+        room: usize,
+    },
+    /// llama.cpp's decode failed.
+    #[error("llama.cpp's decode failed: {0}")]
+    Decode(String),
+    /// Logits of NaN alone: broken weights, or an addition far too large.
+    #[error("the model's logits are not numbers; its weights are broken or the addition is too large")]
+    NoNumber,
+    /// llama.cpp's quantizer refused.
+    #[error("{}: llama.cpp cannot quantize it: {why}", path.display())]
+    Quantize {
+        /// The file to quantize.
+        path: PathBuf,
+        /// llama.cpp's words, or ours.
+        why: String,
+    },
+    /// The hook found something wrong.
+    #[error("hook: {0}")]
+    Hook(#[from] HookError),
+}

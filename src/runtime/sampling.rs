@@ -34,24 +34,22 @@ impl Sampler {
     /// At least one token always stays.
     #[must_use]
     pub fn new(temperature: f32, top_k: usize, top_p: f32, min_p: f32, seed: u64) -> Self {
-        Self {
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            random: SplitMix64(seed),
-        }
+        Self { temperature, top_k, top_p, min_p, random: SplitMix64(seed) }
+    }
+
+    /// The same settings with a seed of its own, so that what sequence `i` draws does not depend on its neighbours.
+    #[must_use]
+    pub fn for_sequence(&self, i: u64) -> Self {
+        let mut random = SplitMix64(self.random.0 ^ i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        random.0 = random.next();
+        Self { random, ..self.clone() }
     }
 
     /// The next token's id for `logits` of shape `[n_vocab]`; `None` when no logit is a number above −∞.
     ///
     /// Logits that are NaN are never chosen. Ties go to the lowest id, in the cuts as in the greedy choice.
     pub fn sample(&mut self, logits: &[f32]) -> Option<usize> {
-        if self.temperature > 0.0 {
-            self.draw(logits)
-        } else {
-            argmax(logits)
-        }
+        if self.temperature > 0.0 { self.draw(logits) } else { argmax(logits) }
     }
 
     fn draw(&mut self, logits: &[f32]) -> Option<usize> {
@@ -107,9 +105,7 @@ pub fn argmax(logits: &[f32]) -> Option<usize> {
 
 /// Larger logits first, then lower ids. No logit is NaN here.
 fn by_rank(a: &(usize, f64), b: &(usize, f64)) -> Ordering {
-    b.1.partial_cmp(&a.1)
-        .unwrap_or(Ordering::Equal)
-        .then(a.0.cmp(&b.0))
+    b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal).then(a.0.cmp(&b.0))
 }
 
 /// Steele, Lea, Flood 2014: a counter and a mixing function, sound for any seed and more than good enough for
@@ -187,10 +183,7 @@ mod tests {
     #[test]
     fn draws_follow_the_softmax_at_the_temperature() {
         let logits: Vec<f32> = [0.5f32, 0.3, 0.2].iter().map(|p| p.ln() + 40.0).collect();
-        near(
-            &shares(&mut Sampler::new(1.0, 0, 1.0, 0.0, 1), &logits),
-            &[0.5, 0.3, 0.2],
-        );
+        near(&shares(&mut Sampler::new(1.0, 0, 1.0, 0.0, 1), &logits), &[0.5, 0.3, 0.2]);
         let squares = [0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38];
         near(&shares(&mut Sampler::new(0.5, 0, 1.0, 0.0, 1), &logits), &squares);
     }
@@ -206,10 +199,7 @@ mod tests {
         near(&of(0, 1.0, 0.45), &[0.0, 4.0 / 9.0, 3.0 / 9.0, 2.0 / 9.0]);
         near(&of(0, 1.0, 5.0), &[0.0, 1.0, 0.0, 0.0]);
         // Top-k of equal logits keeps the lowest ids.
-        near(
-            &shares(&mut Sampler::new(1.0, 2, 1.0, 0.0, 3), &[1.0; 4]),
-            &[0.5, 0.5, 0.0, 0.0],
-        );
+        near(&shares(&mut Sampler::new(1.0, 2, 1.0, 0.0, 3), &[1.0; 4]), &[0.5, 0.5, 0.0, 0.0]);
     }
 
     #[test]

@@ -15,8 +15,8 @@ use std::error::Error as _;
 
 use minijinja::{Environment, Value, context};
 
+pub use segments::Segment;
 use segments::{Piece, separate, stand_in};
-pub use segments::{Run, Segment, runs};
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,10 +54,7 @@ impl Message {
     /// A message.
     #[must_use]
     pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self {
-            role,
-            content: content.into(),
-        }
+        Self { role, content: content.into() }
     }
 }
 
@@ -197,14 +194,8 @@ impl ChatTemplate {
     }
 
     fn pieces(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Vec<Piece>, TemplateError> {
-        let exact = self.text(
-            messages.iter().map(|m| (m.role, m.content.clone())),
-            add_generation_prompt,
-        )?;
-        let stand_ins = messages
-            .iter()
-            .enumerate()
-            .map(|(i, m)| (m.role, stand_in(i, &m.content)));
+        let exact = self.text(messages.iter().map(|m| (m.role, m.content.clone())), add_generation_prompt)?;
+        let stand_ins = messages.iter().enumerate().map(|(i, m)| (m.role, stand_in(i, &m.content)));
         let marked = self.text(stand_ins, add_generation_prompt)?;
         separate(&exact, &marked, messages)
     }
@@ -214,14 +205,10 @@ impl ChatTemplate {
         messages: impl Iterator<Item = (Role, String)>,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let messages: Value = messages
-            .map(|(role, content)| context! { role => role.as_str(), content })
-            .collect();
-        let flags: BTreeMap<&str, bool> = self
-            .flags
-            .iter()
-            .map(|(name, value)| (name.as_str(), *value))
-            .collect();
+        let messages: Value =
+            messages.map(|(role, content)| context! { role => role.as_str(), content }).collect();
+        let flags: BTreeMap<&str, bool> =
+            self.flags.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         let context = context! {
             messages,
             add_generation_prompt,
@@ -231,17 +218,12 @@ impl ChatTemplate {
             documents => (),
             ..Value::from(flags)
         };
-        let template = self
-            .env
-            .get_template(python::NAME)
-            .map_err(TemplateError::Render)?;
+        let template = self.env.get_template(python::NAME).map_err(TemplateError::Render)?;
         template.render(context).map_err(|error| {
             let mut cause = error.source();
             while let Some(inner) = cause {
                 if let Some(python::Raised(message)) = inner.downcast_ref() {
-                    return TemplateError::Raised {
-                        message: message.clone(),
-                    };
+                    return TemplateError::Raised { message: message.clone() };
                 }
                 cause = inner.source();
             }

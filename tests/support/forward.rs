@@ -52,19 +52,13 @@ pub fn forward(model: &Model, tokens: &[i32], edit: Edit) -> Trace {
     let mut stream = trace.embedding.clone();
     for il in 0..spec.n_layer {
         let heads = attention(model, il, &normed(model, &format!("blk.{il}.attn_norm"), &stream));
-        write_stream(
-            &mut stream,
-            &linear(model, &format!("blk.{il}.attn_output"), &heads),
-        );
+        write_stream(&mut stream, &linear(model, &format!("blk.{il}.attn_output"), &heads));
         ablate(&mut stream, edit);
         trace.attn_output_in.push(heads);
         trace.ffn_inp.push(stream.clone());
 
         let hidden = ffn_hidden(model, il, &normed(model, &format!("blk.{il}.ffn_norm"), &stream));
-        write_stream(
-            &mut stream,
-            &linear(model, &format!("blk.{il}.ffn_down"), &hidden),
-        );
+        write_stream(&mut stream, &linear(model, &format!("blk.{il}.ffn_down"), &hidden));
         ablate(&mut stream, edit);
         if let Some((_, v, c)) = edit.add.filter(|add| add.0 == il) {
             for x in &mut stream {
@@ -84,14 +78,9 @@ pub fn forward(model: &Model, tokens: &[i32], edit: Edit) -> Trace {
 fn embed(model: &Model, tokens: &[i32]) -> Rows {
     let d = model.spec.n_embd;
     let row = |name: &str, i: usize| model.get(name)[i * d..][..d].to_vec();
-    let mut rows: Rows = tokens
-        .iter()
-        .map(|&token| row("token_embd.weight", token as usize))
-        .collect();
+    let mut rows: Rows = tokens.iter().map(|&token| row("token_embd.weight", token as usize)).collect();
     if model.spec.arch == Arch::Gpt2 {
-        let positions: Rows = (0..tokens.len())
-            .map(|t| row("position_embd.weight", t))
-            .collect();
+        let positions: Rows = (0..tokens.len()).map(|t| row("position_embd.weight", t)).collect();
         write_stream(&mut rows, &positions);
     }
     rows
@@ -112,10 +101,7 @@ fn write_stream(stream: &mut Rows, write: &Rows) {
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter()
-        .zip(b)
-        .map(|(&a, &b)| f64::from(a) * f64::from(b))
-        .sum::<f64>() as f32
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>() as f32
 }
 
 /// y = Wx + b, with `{name}.weight` of n_out rows of n_in, and `{name}.bias` where the model has it.
@@ -170,8 +156,7 @@ fn attention(model: &Model, il: usize, rows: &Rows) -> Rows {
         }
     };
     for (position, x) in q.iter_mut().enumerate().chain(k.iter_mut().enumerate()) {
-        x.chunks_exact_mut(width)
-            .for_each(|head| rope(spec.arch, head, position));
+        x.chunks_exact_mut(width).for_each(|head| rope(spec.arch, head, position));
     }
 
     let mut out = vec![vec![0.0; spec.n_embd]; rows.len()];
@@ -180,18 +165,12 @@ fn attention(model: &Model, il: usize, rows: &Rows) -> Rows {
             let shared = h / (spec.n_head / spec.n_head_kv) * width;
             let query = &q[t][h * width..][..width];
             let scale = 1.0 / (width as f32).sqrt();
-            let scores: Vec<f32> = (0..=t)
-                .map(|s| scale * dot(query, &k[s][shared..][..width]))
-                .collect();
+            let scores: Vec<f32> = (0..=t).map(|s| scale * dot(query, &k[s][shared..][..width])).collect();
             let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let weights: Vec<f64> = scores.iter().map(|&s| f64::from(s - max).exp()).collect();
             let total: f64 = weights.iter().sum();
             for (i, out) in out.iter_mut().enumerate() {
-                let sum: f64 = weights
-                    .iter()
-                    .zip(&v)
-                    .map(|(w, v)| w * f64::from(v[shared + i]))
-                    .sum();
+                let sum: f64 = weights.iter().zip(&v).map(|(w, v)| w * f64::from(v[shared + i])).sum();
                 *out = (sum / total) as f32;
             }
         }
@@ -223,11 +202,7 @@ fn ffn_hidden(model: &Model, il: usize, rows: &Rows) -> Rows {
         return hidden;
     }
     let gate = linear(model, &format!("blk.{il}.ffn_gate"), rows);
-    hidden
-        .iter_mut()
-        .flatten()
-        .zip(gate.iter().flatten())
-        .for_each(|(x, &g)| *x *= g / (1.0 + (-g).exp()));
+    hidden.iter_mut().flatten().zip(gate.iter().flatten()).for_each(|(x, &g)| *x *= g / (1.0 + (-g).exp()));
     hidden
 }
 

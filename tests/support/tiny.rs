@@ -21,16 +21,8 @@ pub const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + messag
      {{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 /// Merges of the tokenizer, in rank order; the tokens they make follow the 256 bytes.
-const MERGES: [(&str, &str); 8] = [
-    ("h", "e"),
-    ("l", "l"),
-    ("Ġ", "t"),
-    ("i", "n"),
-    ("Ġt", "he"),
-    ("o", "r"),
-    ("he", "ll"),
-    ("e", "r"),
-];
+const MERGES: [(&str, &str); 8] =
+    [("h", "e"), ("l", "l"), ("Ġ", "t"), ("i", "n"), ("Ġt", "he"), ("o", "r"), ("he", "ll"), ("e", "r")];
 
 /// Control tokens, the last ids of the vocabulary.
 const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
@@ -134,10 +126,7 @@ impl Spec {
         if self.arch == Arch::Gpt2 {
             kv.push((format!("{a}.attention.layer_norm_epsilon"), Value::F32(NORM_EPS)));
         } else {
-            kv.push((
-                format!("{a}.attention.layer_norm_rms_epsilon"),
-                Value::F32(NORM_EPS),
-            ));
+            kv.push((format!("{a}.attention.layer_norm_rms_epsilon"), Value::F32(NORM_EPS)));
             kv.push((format!("{a}.rope.freq_base"), Value::F32(ROPE_BASE)));
             kv.push((format!("{a}.rope.dimension_count"), u32(self.n_embd_head())));
         }
@@ -158,11 +147,7 @@ impl Spec {
 
         let mut all = vec![("token_embd.weight".to_owned(), vec![d, N_VOCAB], Role::Embedding)];
         if self.arch == Arch::Gpt2 {
-            all.push((
-                "position_embd.weight".to_owned(),
-                vec![d, self.n_ctx],
-                Role::Embedding,
-            ));
+            all.push(("position_embd.weight".to_owned(), vec![d, self.n_ctx], Role::Embedding));
         }
         for il in 0..self.n_layer {
             let mut block = match self.arch {
@@ -193,17 +178,9 @@ impl Spec {
                 ],
             };
             if self.arch == Arch::Qwen2 {
-                block.extend([
-                    bias("attn_q.bias", d),
-                    bias("attn_k.bias", kv),
-                    bias("attn_v.bias", kv),
-                ]);
+                block.extend([bias("attn_q.bias", d), bias("attn_k.bias", kv), bias("attn_v.bias", kv)]);
             }
-            all.extend(
-                block
-                    .into_iter()
-                    .map(|(name, ne, role)| (format!("blk.{il}.{name}"), ne, role)),
-            );
+            all.extend(block.into_iter().map(|(name, ne, role)| (format!("blk.{il}.{name}"), ne, role)));
         }
         all.push(gain("output_norm.weight"));
         if self.arch == Arch::Gpt2 {
@@ -258,29 +235,20 @@ impl Model {
                 Role::Gain => (1.0, 0.1),
                 Role::Bias => (0.0, 0.1),
             };
-            let data = (0..ne.iter().product())
-                .map(|_| mean + deviation * random.spread())
-                .collect();
+            let data = (0..ne.iter().product()).map(|_| mean + deviation * random.spread()).collect();
             Tensor { name, ne, data }
         });
-        Self {
-            tensors: tensors.collect(),
-            spec,
-        }
+        Self { tensors: tensors.collect(), spec }
     }
 
     /// The data of a tensor, if the model has it.
     pub fn find(&self, name: &str) -> Option<&[f32]> {
-        self.tensors
-            .iter()
-            .find(|t| t.name == name)
-            .map(|t| t.data.as_slice())
+        self.tensors.iter().find(|t| t.name == name).map(|t| t.data.as_slice())
     }
 
     /// The data of a tensor that the architecture always has.
     pub fn get(&self, name: &str) -> &[f32] {
-        self.find(name)
-            .unwrap_or_else(|| panic!("the model has no tensor {name}"))
+        self.find(name).unwrap_or_else(|| panic!("the model has no tensor {name}"))
     }
 
     /// Writes the model in F32.
@@ -295,10 +263,7 @@ impl Model {
             })
             .collect();
         writer::write(path, &self.spec.metadata(), &infos, |i, out| {
-            self.tensors[i]
-                .data
-                .iter()
-                .try_for_each(|v| out.write_all(&v.to_le_bytes()))
+            self.tensors[i].data.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))
         })
     }
 
@@ -321,12 +286,8 @@ impl Model {
         for t in &mut self.tensors {
             let name = t.name.as_str();
             let rows = ["token_embd.weight", "position_embd.weight"].contains(&name)
-                || ["attn_output.bias", "ffn_down.bias"]
-                    .iter()
-                    .any(|s| name.ends_with(s));
-            let columns = ["attn_output.weight", "ffn_down.weight"]
-                .iter()
-                .any(|s| name.ends_with(s));
+                || ["attn_output.bias", "ffn_down.bias"].iter().any(|s| name.ends_with(s));
+            let columns = ["attn_output.weight", "ffn_down.weight"].iter().any(|s| name.ends_with(s));
             let n_in = t.ne[0];
             if rows {
                 t.data.chunks_exact_mut(n_in).for_each(|row| project_out(row, r));
@@ -334,12 +295,7 @@ impl Model {
                 for i in 0..n_in {
                     let mut column: Vec<f32> = t.data.iter().skip(i).step_by(n_in).copied().collect();
                     project_out(&mut column, r);
-                    t.data
-                        .iter_mut()
-                        .skip(i)
-                        .step_by(n_in)
-                        .zip(column)
-                        .for_each(|(w, v)| *w = v);
+                    t.data.iter_mut().skip(i).step_by(n_in).zip(column).for_each(|(w, v)| *w = v);
                 }
             }
         }
@@ -351,9 +307,7 @@ impl Model {
 pub fn project_out(x: &mut [f32], r: &[f32]) {
     assert_eq!(x.len(), r.len());
     let dot: f64 = x.iter().zip(r).map(|(&x, &r)| f64::from(x) * f64::from(r)).sum();
-    x.iter_mut()
-        .zip(r)
-        .for_each(|(x, &r)| *x = (f64::from(*x) - dot * f64::from(r)) as f32);
+    x.iter_mut().zip(r).for_each(|(x, &r)| *x = (f64::from(*x) - dot * f64::from(r)) as f32);
 }
 
 /// A random unit vector.
@@ -413,19 +367,14 @@ fn tokenizer() -> Vec<(String, Value)> {
     tokens.extend(MERGES.iter().map(|(a, b)| format!("{a}{b}")));
     tokens.extend(SPECIAL.map(str::to_owned));
     // 1 is NORMAL, 3 is CONTROL.
-    let types = (0..N_VOCAB)
-        .map(|id| if id < N_VOCAB - SPECIAL.len() { 1 } else { 3 })
-        .collect();
+    let types = (0..N_VOCAB).map(|id| if id < N_VOCAB - SPECIAL.len() { 1 } else { 3 }).collect();
     let key = |k: &str| format!("tokenizer.ggml.{k}");
     vec![
         (key("model"), Value::Str("gpt2".to_owned())),
         (key("pre"), Value::Str("gpt-2".to_owned())),
         (key("tokens"), Value::Strs(tokens)),
         (key("token_type"), Value::I32s(types)),
-        (
-            key("merges"),
-            Value::Strs(MERGES.iter().map(|(a, b)| format!("{a} {b}")).collect()),
-        ),
+        (key("merges"), Value::Strs(MERGES.iter().map(|(a, b)| format!("{a} {b}")).collect())),
         (key("bos_token_id"), Value::U32(ENDOFTEXT as u32)),
         (key("eos_token_id"), Value::U32(IM_END as u32)),
         (key("add_bos_token"), Value::Bool(false)),
@@ -467,12 +416,7 @@ impl Random {
         block[..2].copy_from_slice(&scale.to_le_bytes());
         for chunk in block[2..].chunks_exact_mut(8) {
             // -128 does not occur in files: the quantizer's codes are symmetric.
-            chunk.copy_from_slice(
-                &self
-                    .bits()
-                    .to_le_bytes()
-                    .map(|b| if b == 0x80 { 0x81 } else { b }),
-            );
+            chunk.copy_from_slice(&self.bits().to_le_bytes().map(|b| if b == 0x80 { 0x81 } else { b }));
         }
         block
     }

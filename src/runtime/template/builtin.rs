@@ -20,10 +20,7 @@ const TEMPLATES: [(&str, &str); 10] = [
 
 /// The template of that name.
 pub(super) fn get(name: &str) -> Option<&'static str> {
-    TEMPLATES
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, source)| *source)
+    TEMPLATES.iter().find(|(known, _)| *known == name).map(|(_, source)| *source)
 }
 
 /// The names there are.

@@ -28,12 +28,7 @@ pub(super) struct Raised(pub(super) String);
 /// Compiles a template, with `now` (seconds since 1970, UTC) for its clock.
 pub(super) fn compile(source: &str, now: i64) -> Result<Environment<'static>, Error> {
     let mut env = Environment::new();
-    env.set_syntax(
-        SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()?,
-    );
+    env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.set_fuel(Some(FUEL));
@@ -49,9 +44,7 @@ pub(super) fn compile(source: &str, now: i64) -> Result<Environment<'static>, Er
 
 /// Seconds since 1970.
 pub(super) fn now() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs() as i64)
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
 }
 
 /// `{% generation %}` … `{% endgeneration %}` mark the assistant's words for training and print nothing: they become
@@ -95,10 +88,7 @@ fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
 
 fn write_json(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) -> Result<(), Error> {
     if depth > JSON_DEPTH {
-        return Err(Error::new(
-            ErrorKind::InvalidOperation,
-            "value is nested too deeply for tojson",
-        ));
+        return Err(Error::new(ErrorKind::InvalidOperation, "value is nested too deeply for tojson"));
     }
     let line = |depth: usize, out: &mut String| {
         if let Some(n) = indent {
@@ -169,15 +159,7 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-const DAYS: [&str; 7] = [
-    "Thursday",
-    "Friday",
-    "Saturday",
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-];
+const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
 /// Python's `datetime.now().strftime(format)` in UTC and English, for the letters templates use; others are
 /// errors.
@@ -265,22 +247,10 @@ mod tests {
     #[test]
     fn dates_are_those_of_the_calendar() {
         let at = |seconds: i64| strftime("%A %a %d %B %b %Y %y-%m %H:%M:%S %I%p %-d %j %%", seconds).unwrap();
-        assert_eq!(
-            at(0),
-            "Thursday Thu 01 January Jan 1970 70-01 00:00:00 12AM 1 001 %"
-        );
-        assert_eq!(
-            at(951_825_599),
-            "Tuesday Tue 29 February Feb 2000 00-02 11:59:59 11AM 29 060 %"
-        );
-        assert_eq!(
-            at(1_735_689_599),
-            "Tuesday Tue 31 December Dec 2024 24-12 23:59:59 11PM 31 366 %"
-        );
-        assert_eq!(
-            at(-1),
-            "Wednesday Wed 31 December Dec 1969 69-12 23:59:59 11PM 31 365 %"
-        );
+        assert_eq!(at(0), "Thursday Thu 01 January Jan 1970 70-01 00:00:00 12AM 1 001 %");
+        assert_eq!(at(951_825_599), "Tuesday Tue 29 February Feb 2000 00-02 11:59:59 11AM 29 060 %");
+        assert_eq!(at(1_735_689_599), "Tuesday Tue 31 December Dec 2024 24-12 23:59:59 11PM 31 366 %");
+        assert_eq!(at(-1), "Wednesday Wed 31 December Dec 1969 69-12 23:59:59 11PM 31 365 %");
         assert!(strftime("%Q", 0).is_err() && strftime("%", 0).is_err());
     }
 
@@ -308,22 +278,13 @@ mod tests {
             ("{{ 'a|b'.split('|')[-1].upper() }}", "B"),
             ("{{ ' x\\n'.strip() + '\\n x'.lstrip('\\n') }}", "x x"),
             ("{% for x in [1, 2, 3][::-1] %}{{ x }}{% endfor %}", "321"),
-            (
-                "{% for x in [1, 2, 3] %}{% if x == 2 %}{% break %}{% endif %}{{ x }}{% endfor %}",
-                "1",
-            ),
+            ("{% for x in [1, 2, 3] %}{% if x == 2 %}{% break %}{% endif %}{{ x }}{% endfor %}", "1"),
             (
                 "{% set ns = namespace(n=0) %}{% for x in [1, 2] %}{% set ns.n = ns.n + x %}{% endfor %}{{ ns.n }}",
                 "3",
             ),
-            (
-                "{% if x is defined and x is not none %}a{% else %}b{% endif %}",
-                "b",
-            ),
-            (
-                "{{ {'a': 1}.get('b', 2) }}{% for k, v in {'a': 1}.items() %}{{ k ~ v }}{% endfor %}",
-                "2a1",
-            ),
+            ("{% if x is defined and x is not none %}a{% else %}b{% endif %}", "b"),
+            ("{{ {'a': 1}.get('b', 2) }}{% for k, v in {'a': 1}.items() %}{{ k ~ v }}{% endfor %}", "2a1"),
             ("  {% if true %}\n  a\n  {% endif %}\nb\n", "  a\nb"),
             ("{%- macro f(x) -%}<{{ x }}>{%- endmacro -%}{{ f('a') }}", "<a>"),
             ("{{ true }}{{ none }}{{ 1.0 }}", "TrueNone1.0"),

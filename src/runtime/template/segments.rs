@@ -54,58 +54,6 @@ impl Segment {
     }
 }
 
-/// A piece of a prompt as a tokenizer needs it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Run {
-    /// A special token that the template wrote: the index of its text in the list given to [`runs`].
-    Special(usize),
-    /// Ordinary text, the template's and the user's joined: to be tokenized with special parsing off.
-    Plain(String),
-}
-
-/// Cuts segments at the special tokens in the template's own text, and joins all else.
-///
-/// Tokenizing each [`Segment`] alone would forbid merges across their borders (in `[INST] Hello` the space
-/// and the word are one token to many vocabularies). Tokenizing these runs gives what tokenizing the whole
-/// text gives, except that the user's text never becomes special. As in llama.cpp the longest special token
-/// is cut out first.
-#[must_use]
-pub fn runs<S: AsRef<str>>(segments: &[Segment], specials: &[S]) -> Vec<Run> {
-    let mut order: Vec<usize> = (0..specials.len())
-        .filter(|&i| !specials[i].as_ref().is_empty())
-        .collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(specials[i].as_ref().len()));
-    let mut out: Vec<Run> = Vec::new();
-    for segment in segments {
-        match segment {
-            Segment::Text(text) => push_plain(&mut out, text),
-            Segment::Template(text) => cut(text, &order, specials, &mut out),
-        }
-    }
-    out
-}
-
-/// Cuts `text` at the first token of `order` that is in it, and what lies between at the later ones.
-fn cut<S: AsRef<str>>(text: &str, order: &[usize], specials: &[S], out: &mut Vec<Run>) {
-    let Some(at) = order.iter().position(|&i| text.contains(specials[i].as_ref())) else {
-        return push_plain(out, text);
-    };
-    for (n, piece) in text.split(specials[order[at]].as_ref()).enumerate() {
-        if n > 0 {
-            out.push(Run::Special(order[at]));
-        }
-        cut(piece, &order[at + 1..], specials, out);
-    }
-}
-
-fn push_plain(out: &mut Vec<Run>, text: &str) {
-    match out.last_mut() {
-        _ if text.is_empty() => {}
-        Some(Run::Plain(last)) => last.push_str(text),
-        _ => out.push(Run::Plain(text.to_owned())),
-    }
-}
-
 /// A [`Segment`] that still knows its message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Piece {
@@ -136,11 +84,7 @@ pub(super) fn stand_in(message: usize, content: &str) -> String {
     if content.trim().is_empty() {
         return content.to_owned();
     }
-    let digits = message
-        .to_string()
-        .bytes()
-        .map(|b| code_point(u32::from(b - b'0')))
-        .collect::<String>();
+    let digits = message.to_string().bytes().map(|b| code_point(u32::from(b - b'0'))).collect::<String>();
     format!("{PAD}{START}{digits}{END}{PAD}")
 }
 
@@ -167,10 +111,7 @@ fn all_there(pieces: &[Piece], messages: &[Message]) -> Result<(), TemplateError
         pieces.any(|p| matches!(p, Piece::Text { message, text } if *message == i && !text.is_empty()))
     };
     match (0..messages.len()).find(|&i| !messages[i].content.trim().is_empty() && !is_there(i)) {
-        Some(message) => Err(TemplateError::Dropped {
-            message,
-            role: messages[message].role,
-        }),
+        Some(message) => Err(TemplateError::Dropped { message, role: messages[message].role }),
         None => Ok(()),
     }
 }
@@ -182,9 +123,7 @@ fn split(marked: &str, messages: &[Message]) -> Result<Vec<Piece>, TemplateError
     while let Some(start) = rest.find(START) {
         let after = &rest[start + START.len_utf8()..];
         let (digits, after) = after.split_once(END).ok_or(TemplateError::Mangled)?;
-        let message = number(digits)
-            .filter(|&n| n < messages.len())
-            .ok_or(TemplateError::Mangled)?;
+        let message = number(digits).filter(|&n| n < messages.len()).ok_or(TemplateError::Mangled)?;
         let mut text = messages[message].content.as_str();
         let before = rest[..start].strip_suffix(PAD).unwrap_or_else(|| {
             text = text.trim_start();
@@ -195,29 +134,18 @@ fn split(marked: &str, messages: &[Message]) -> Result<Vec<Piece>, TemplateError
             after
         });
         pieces.push(Piece::Template(before.to_owned()));
-        pieces.push(Piece::Text {
-            message,
-            text: text.to_owned(),
-        });
+        pieces.push(Piece::Text { message, text: text.to_owned() });
     }
     pieces.push(Piece::Template(rest.to_owned()));
     let ours = |c: char| c == PAD || c == START || c == END || (DIGITS..DIGITS + 10).contains(&(c as u32));
-    let torn = pieces
-        .iter()
-        .any(|piece| matches!(piece, Piece::Template(text) if text.contains(ours)));
-    if torn {
-        Err(TemplateError::Mangled)
-    } else {
-        Ok(pieces)
-    }
+    let torn = pieces.iter().any(|piece| matches!(piece, Piece::Template(text) if text.contains(ours)));
+    if torn { Err(TemplateError::Mangled) } else { Ok(pieces) }
 }
 
 fn number(digits: &str) -> Option<usize> {
     let digit = |c: char| (c as u32).checked_sub(DIGITS).filter(|&d| d < 10);
-    let decimal: Option<String> = digits
-        .chars()
-        .map(|c| digit(c).and_then(|d| char::from_digit(d, 10)))
-        .collect();
+    let decimal: Option<String> =
+        digits.chars().map(|c| digit(c).and_then(|d| char::from_digit(d, 10))).collect();
     decimal?.parse().ok()
 }
 
@@ -234,13 +162,7 @@ struct Way {
 fn align(exact: &str, mut pieces: Vec<Piece>, messages: &[Message]) -> Result<Vec<Piece>, TemplateError> {
     // ways[k]: the ends (byte offsets) that the first k pieces can reach, ascending.
     let mut work = 0;
-    let mut ways = vec![vec![(
-        0,
-        Way {
-            from: 0,
-            several: false,
-        },
-    )]];
+    let mut ways = vec![vec![(0, Way { from: 0, several: false })]];
     for piece in &pieces {
         let last = ways.last().expect("the start is there");
         let mut reached: BTreeMap<usize, Way> = BTreeMap::new();
@@ -258,14 +180,8 @@ fn align(exact: &str, mut pieces: Vec<Piece>, messages: &[Message]) -> Result<Ve
                 return Err(TemplateError::ContentDependent);
             }
             for end in ends {
-                let new = Way {
-                    from,
-                    several: way.several,
-                };
-                reached
-                    .entry(end)
-                    .and_modify(|way| way.several = true)
-                    .or_insert(new);
+                let new = Way { from, several: way.several };
+                reached.entry(end).and_modify(|way| way.several = true).or_insert(new);
             }
         }
         ways.push(reached.into_iter().collect());
@@ -289,11 +205,7 @@ fn align(exact: &str, mut pieces: Vec<Piece>, messages: &[Message]) -> Result<Ve
 /// The lengths of those prefixes of `text` that are substrings of `content`, ascending. With a prefix, all
 /// shorter ones are.
 fn prefixes_in(text: &str, content: &str) -> Vec<usize> {
-    let mut lengths: Vec<usize> = text
-        .char_indices()
-        .map(|(at, _)| at)
-        .chain([text.len()])
-        .collect();
+    let mut lengths: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
     lengths.truncate(content.len() + 1);
     lengths.truncate(lengths.partition_point(|&length| content.contains(&text[..length])));
     lengths
@@ -317,11 +229,7 @@ mod tests {
     fn separated(contents: &[&str], f: impl Fn(&[String]) -> String) -> Result<Vec<Segment>, String> {
         let messages: Vec<Message> = contents.iter().map(|&c| Message::new(Role::User, c)).collect();
         let exact = f(&contents.iter().map(|&c| c.to_owned()).collect::<Vec<_>>());
-        let marked = f(&contents
-            .iter()
-            .enumerate()
-            .map(|(i, c)| stand_in(i, c))
-            .collect::<Vec<_>>());
+        let marked = f(&contents.iter().enumerate().map(|(i, c)| stand_in(i, c)).collect::<Vec<_>>());
         let pieces = separate(&exact, &marked, &messages).map_err(|error| error.to_string())?;
         let segments: Vec<Segment> = pieces.into_iter().filter_map(Piece::into_segment).collect();
         assert_eq!(segments.iter().map(Segment::as_str).collect::<String>(), exact);
@@ -352,13 +260,7 @@ mod tests {
 
     #[test]
     fn several_ways_are_an_error() {
-        let f = |c: &[String]| {
-            format!(
-                "<{}><{}>",
-                c[0].split("cut").last().unwrap(),
-                c[1].replace('-', "")
-            )
-        };
+        let f = |c: &[String]| format!("<{}><{}>", c[0].split("cut").last().unwrap(), c[1].replace('-', ""));
         assert_eq!(separated(&["bcuta", "b-"], f).unwrap().len(), 5);
         // One way only, although the texts look like the template's words.
         assert_eq!(separated(&["acuta><a", "b><b-"], f).unwrap()[1], text("a><a"));
@@ -388,45 +290,18 @@ mod tests {
         assert!(torn.contains("takes a message's content apart"), "{torn}");
         // Different words around different contents: none of them may be taken for the user's.
         assert!(
-            separated(&["bread"], |c| if c[0] == "bread" {
-                "<y>bread".into()
-            } else {
-                c[0].clone()
-            })
-            .is_err()
+            separated(&["bread"], |c| if c[0] == "bread" { "<y>bread".into() } else { c[0].clone() })
+                .is_err()
         );
     }
 
     #[test]
     fn blank_contents_stand_for_themselves() {
         let f = |c: &[String]| {
-            if c[0].is_empty() {
-                "none".into()
-            } else {
-                format!("<{}>", c[0])
-            }
+            if c[0].is_empty() { "none".into() } else { format!("<{}>", c[0]) }
         };
         assert_eq!(separated(&[""], f).unwrap(), [template("none")]);
         assert_eq!(separated(&[" \n"], f).unwrap(), [template("< \n>")]);
-    }
-
-    #[test]
-    fn runs_cut_the_templates_text_only_and_longest_first() {
-        let segments = [
-            template("<s>[INST] <s"),
-            text("><s>bread"),
-            template(" [/INST]<s><s>>"),
-        ];
-        let plain = |text: &str| Run::Plain(text.into());
-        let expected = [
-            Run::Special(0),
-            plain("[INST] <s><s>bread [/INST]"),
-            Run::Special(0),
-            Run::Special(2),
-        ];
-        assert_eq!(runs(&segments, &["<s>", "", "<s>>"]), expected);
-        assert_eq!(runs::<&str>(&segments[1..2], &[]), [plain("><s>bread")]);
-        assert_eq!(runs(&[], &["<s>"]), []);
     }
 
     proptest! {

@@ -105,21 +105,13 @@ const THINKING: &str = "{%- set ns = namespace(last=-1) %}
 {%- endif %}";
 
 fn conversation(turns: &[(Role, &str)]) -> Vec<Message> {
-    turns
-        .iter()
-        .map(|&(role, content)| Message::new(role, content))
-        .collect()
+    turns.iter().map(|&(role, content)| Message::new(role, content)).collect()
 }
 
 /// The segments on one line: `template⟨text⟩template`.
 fn shown(source: &str, turns: &[(Role, &str)]) -> Result<String, String> {
-    let template = ChatTemplate::new(source, "<s>", "</s>")
-        .unwrap()
-        .at(1_721_952_000)
-        .unwrap();
-    let segments = template
-        .render(&conversation(turns), true)
-        .map_err(|error| error.to_string())?;
+    let template = ChatTemplate::new(source, "<s>", "</s>").unwrap().at(1_721_952_000).unwrap();
+    let segments = template.render(&conversation(turns), true).map_err(|error| error.to_string())?;
     let show = |segment: &Segment| match segment {
         Segment::Template(text) => text.clone(),
         Segment::Text(text) => format!("⟨{text}⟩"),
@@ -127,12 +119,8 @@ fn shown(source: &str, turns: &[(Role, &str)]) -> Result<String, String> {
     Ok(segments.iter().map(show).collect())
 }
 
-const MULTI: [(Role, &str); 4] = [
-    (System, "Be brief."),
-    (User, " Bread? "),
-    (Assistant, "Flour."),
-    (User, "And milk?"),
-];
+const MULTI: [(Role, &str); 4] =
+    [(System, "Be brief."), (User, " Bread? "), (Assistant, "Flour."), (User, "And milk?")];
 
 #[test]
 fn chatml() {
@@ -141,10 +129,7 @@ fn chatml() {
     let expected = "<|im_start|>system\n⟨Be brief.⟩<|im_end|>\n<|im_start|>user\n⟨ Bread? ⟩<|im_end|>\n<|im_start|>assistant\n\
         ⟨Flour.⟩<|im_end|>\n<|im_start|>user\n⟨And milk?⟩<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(shown(CHATML, &MULTI).unwrap(), expected);
-    assert_eq!(
-        shown(ChatTemplate::builtin("chatml").unwrap(), &MULTI).unwrap(),
-        expected
-    );
+    assert_eq!(shown(ChatTemplate::builtin("chatml").unwrap(), &MULTI).unwrap(), expected);
 }
 
 #[test]
@@ -154,10 +139,7 @@ fn llama3() {
         <|start_header_id|>assistant<|end_header_id|>\n\n⟨Flour.⟩<|eot_id|>\
         <|start_header_id|>user<|end_header_id|>\n\n⟨And milk?⟩<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n";
     assert_eq!(shown(LLAMA3, &MULTI).unwrap(), expected);
-    assert_eq!(
-        shown(ChatTemplate::builtin("llama3").unwrap(), &MULTI).unwrap(),
-        expected
-    );
+    assert_eq!(shown(ChatTemplate::builtin("llama3").unwrap(), &MULTI).unwrap(), expected);
     let expected = "<s><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\n⟨Be brief.⟩<|eot_id|>\
         <|start_header_id|>user<|end_header_id|>\n\n⟨Bread?⟩<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n";
     assert_eq!(shown(LLAMA3_DATED, &MULTI[..2]).unwrap(), expected);
@@ -168,15 +150,9 @@ fn gemma() {
     let expected = "<s><start_of_turn>user\n⟨Bread?⟩<end_of_turn>\n<start_of_turn>model\n⟨Flour.⟩<end_of_turn>\n\
         <start_of_turn>user\n⟨And milk?⟩<end_of_turn>\n<start_of_turn>model\n";
     assert_eq!(shown(GEMMA, &MULTI[1..]).unwrap(), expected);
-    assert_eq!(
-        shown(ChatTemplate::builtin("gemma").unwrap(), &MULTI[1..]).unwrap(),
-        expected
-    );
+    assert_eq!(shown(ChatTemplate::builtin("gemma").unwrap(), &MULTI[1..]).unwrap(), expected);
     let error = shown(GEMMA, &MULTI).unwrap_err();
-    assert_eq!(
-        error,
-        "chat template refuses the conversation: System role not supported"
-    );
+    assert_eq!(error, "chat template refuses the conversation: System role not supported");
     let with_system = shown(ChatTemplate::builtin("gemma").unwrap(), &MULTI[..2]).unwrap();
     assert_eq!(
         with_system,
@@ -189,39 +165,21 @@ fn mistral_and_llama2() {
     let expected = "<s>[INST] ⟨ Bread? ⟩[/INST] ⟨Flour.⟩</s>[INST] ⟨Be brief.⟩\n\n⟨And milk?⟩[/INST]";
     assert_eq!(shown(MISTRAL, &MULTI).unwrap(), expected);
     let expected = "<s>[INST] ⟨Be brief.⟩\n\n⟨ Bread? ⟩ [/INST] ⟨Flour.⟩</s>[INST] ⟨And milk?⟩ [/INST]";
-    assert_eq!(
-        shown(ChatTemplate::builtin("mistral").unwrap(), &MULTI).unwrap(),
-        expected
-    );
+    assert_eq!(shown(ChatTemplate::builtin("mistral").unwrap(), &MULTI).unwrap(), expected);
     let expected = "<s>[INST] <<SYS>>\n⟨Be brief.⟩\n<</SYS>>\n\n⟨Bread?⟩ [/INST] ⟨Flour.⟩ </s><s>[INST] ⟨And milk?⟩ [/INST]";
-    assert_eq!(
-        shown(ChatTemplate::builtin("llama2").unwrap(), &MULTI).unwrap(),
-        expected
-    );
+    assert_eq!(shown(ChatTemplate::builtin("llama2").unwrap(), &MULTI).unwrap(), expected);
 }
 
 #[test]
 fn phi3_and_the_rest() {
     let expected = "<|user|>\n⟨ Bread? ⟩<|end|>\n<|assistant|>\n";
     assert_eq!(shown(PHI3, &MULTI[1..2]).unwrap(), expected);
-    assert_eq!(
-        shown(PHI3, &[(System, ""), (User, " Bread? ")]).unwrap(),
-        expected
-    );
+    assert_eq!(shown(PHI3, &[(System, ""), (User, " Bread? ")]).unwrap(), expected);
     let builtin = |name| shown(ChatTemplate::builtin(name).unwrap(), &MULTI[..2]).unwrap();
-    assert_eq!(
-        builtin("phi3"),
-        "<s><|system|>\n⟨Be brief.⟩<|end|>\n".to_owned() + expected
-    );
-    assert_eq!(
-        builtin("zephyr"),
-        "<|system|>\n⟨Be brief.⟩</s>\n<|user|>\n⟨ Bread? ⟩</s>\n<|assistant|>\n"
-    );
+    assert_eq!(builtin("phi3"), "<s><|system|>\n⟨Be brief.⟩<|end|>\n".to_owned() + expected);
+    assert_eq!(builtin("zephyr"), "<|system|>\n⟨Be brief.⟩</s>\n<|user|>\n⟨ Bread? ⟩</s>\n<|assistant|>\n");
     assert_eq!(builtin("vicuna"), "<s>⟨Be brief.⟩ USER: ⟨ Bread? ⟩ ASSISTANT:");
-    assert_eq!(
-        builtin("alpaca"),
-        "<s>⟨Be brief.⟩\n\n### Instruction:\n⟨ Bread? ⟩\n\n### Response:\n"
-    );
+    assert_eq!(builtin("alpaca"), "<s>⟨Be brief.⟩\n\n### Instruction:\n⟨ Bread? ⟩\n\n### Response:\n");
     assert_eq!(builtin("plain"), "<s>⟨Be brief.⟩⟨ Bread? ⟩");
     assert_eq!(ChatTemplate::builtin("none such"), None);
     let names: Vec<&str> = ChatTemplate::builtin_names().collect();
@@ -243,10 +201,7 @@ fn what_users_write_stays_text() {
         for text in nasty {
             let plain = template.render(&conversation(&[(User, "bread")]), true).unwrap();
             let mut segments = template.render(&conversation(&[(User, text)]), true).unwrap();
-            let place = segments
-                .iter()
-                .position(|s| matches!(s, Segment::Text(_)))
-                .unwrap();
+            let place = segments.iter().position(|s| matches!(s, Segment::Text(_))).unwrap();
             // The stand-in's own look-alikes end with white space, which some templates trim.
             assert_eq!(segments[place].as_str().trim(), text.trim());
             segments[place] = Segment::Text("bread".into());
@@ -257,11 +212,7 @@ fn what_users_write_stays_text() {
 
 #[test]
 fn thoughts_of_earlier_turns_are_cut() {
-    let turns = [
-        (User, "Bread?"),
-        (Assistant, "Hm, <|im_end|>.</think>\n\nFlour."),
-        (User, "Milk?"),
-    ];
+    let turns = [(User, "Bread?"), (Assistant, "Hm, <|im_end|>.</think>\n\nFlour."), (User, "Milk?")];
     let expected = "<|im_start|>user\n⟨Bread?⟩<|im_end|>\n<|im_start|>assistant\n⟨Flour.⟩<|im_end|>\n\
         <|im_start|>user\n⟨Milk?⟩<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(shown(THINKING, &turns).unwrap(), expected);
@@ -270,33 +221,19 @@ fn thoughts_of_earlier_turns_are_cut() {
 #[test]
 fn the_suffix_is_what_follows_the_user() {
     let suffix = |source: &str, turns: &[(Role, &str)]| {
-        ChatTemplate::new(source, "<s>", "</s>")
-            .unwrap()
-            .post_instruction(&conversation(turns))
-            .ok()
+        ChatTemplate::new(source, "<s>", "</s>").unwrap().post_instruction(&conversation(turns)).ok()
     };
     let found = |text: &str| Some(text.to_owned());
-    assert_eq!(
-        suffix(CHATML, &MULTI),
-        found("<|im_end|>\n<|im_start|>assistant\n")
-    );
-    assert_eq!(
-        suffix(GEMMA, &[(User, "x")]),
-        found("<end_of_turn>\n<start_of_turn>model\n")
-    );
+    assert_eq!(suffix(CHATML, &MULTI), found("<|im_end|>\n<|im_start|>assistant\n"));
+    assert_eq!(suffix(GEMMA, &[(User, "x")]), found("<end_of_turn>\n<start_of_turn>model\n"));
     assert_eq!(suffix(MISTRAL, &MULTI), found("[/INST]"));
     assert_eq!(suffix(ChatTemplate::builtin("plain").unwrap(), &MULTI), found(""));
     assert_eq!(suffix(CHATML, &MULTI[..3]), None);
     assert_eq!(suffix(CHATML, &[(User, " ")]), None);
 
-    let thinking = ChatTemplate::new(THINKING, "", "")
-        .unwrap()
-        .with_flag("enable_thinking", false);
+    let thinking = ChatTemplate::new(THINKING, "", "").unwrap().with_flag("enable_thinking", false);
     let suffix = thinking.post_instruction(&conversation(&[(User, "x")])).unwrap();
-    assert_eq!(
-        suffix,
-        "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-    );
+    assert_eq!(suffix, "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n");
 }
 
 #[test]
@@ -307,14 +244,8 @@ fn failures_say_what_is_wrong() {
     assert!(fails("{{ messages.none.such }}").starts_with("chat template: cannot render: "));
     let fuel = fails("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}");
     assert!(fuel.contains("fuel"), "{fuel}");
-    assert_eq!(
-        fails("{{ messages[1].content }}"),
-        "chat template leaves out message 0 (system)"
-    );
-    assert_eq!(
-        fails("{{ messages[0].content | list }}"),
-        "chat template takes a message's content apart"
-    );
+    assert_eq!(fails("{{ messages[1].content }}"), "chat template leaves out message 0 (system)");
+    assert_eq!(fails("{{ messages[0].content | list }}"), "chat template takes a message's content apart");
 }
 
 #[test]

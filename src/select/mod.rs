@@ -7,6 +7,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod grid;
+
 use serde::{Deserialize, Serialize};
 
 use crate::evaluate::null_as_nan;
@@ -80,11 +82,7 @@ pub struct Rules {
 
 impl Default for Rules {
     fn default() -> Self {
-        Self {
-            kl_max: 0.1,
-            induce_min: 0.0,
-            layer_fraction: 0.8,
-        }
+        Self { kl_max: 0.1, induce_min: 0.0, layer_fraction: 0.8 }
     }
 }
 
@@ -142,20 +140,12 @@ pub fn choose(candidates: &[Candidate], n_block: usize, rules: &Rules) -> Select
         }
     };
     let verdicts: Vec<Verdict> = candidates.iter().map(verdict).collect();
-    let kept = candidates
-        .iter()
-        .enumerate()
-        .filter(|&(i, _)| verdicts[i] == Verdict::Kept);
+    let kept = candidates.iter().enumerate().filter(|&(i, _)| verdicts[i] == Verdict::Kept);
     let best = kept.min_by(|(_, a), (_, b)| {
         let scores = a.bypass.total_cmp(&b.bypass).then(a.kl.total_cmp(&b.kl));
-        scores
-            .then(a.layer.cmp(&b.layer))
-            .then(b.position.cmp(&a.position))
+        scores.then(a.layer.cmp(&b.layer)).then(b.position.cmp(&a.position))
     });
-    Selection {
-        chosen: best.map(|(i, _)| i),
-        verdicts,
-    }
+    Selection { chosen: best.map(|(i, _)| i), verdicts }
 }
 
 #[cfg(test)]
@@ -169,21 +159,13 @@ mod tests {
     const PUBLISHED: &str = include_str!("../tests/fixtures/published-candidate-scores.csv");
 
     fn candidate(position: i32, layer: usize, bypass: f64, induce: f64, kl: f64) -> Candidate {
-        Candidate {
-            position,
-            layer: Layer::from_paper(layer),
-            bypass,
-            induce,
-            kl,
-        }
+        Candidate { position, layer: Layer::from_paper(layer), bypass, induce, kl }
     }
 
     /// Each model's candidates and the index of the one its authors selected.
     fn published() -> Vec<(String, Vec<Candidate>, usize)> {
         let mut models: Vec<(String, Vec<Candidate>, usize)> = Vec::new();
-        let mut reader = csv::ReaderBuilder::new()
-            .comment(Some(b'#'))
-            .from_reader(PUBLISHED.as_bytes());
+        let mut reader = csv::ReaderBuilder::new().comment(Some(b'#')).from_reader(PUBLISHED.as_bytes());
         for row in reader.deserialize::<Row>() {
             let (model, position, layer, bypass, induce, kl, chosen) = row.unwrap();
             if models.last().is_none_or(|(last, ..)| *last != model) {
@@ -240,34 +222,16 @@ mod tests {
             candidate(-2, 0, -1.5, 0.0, 0.1),
         ];
         let selection = choose(&candidates, 10, &Rules::default());
-        assert_eq!(
-            selection.verdicts,
-            [NotANumber, NotANumber, LateLayer, Kl, Induce, Kept, Kept]
-        );
+        assert_eq!(selection.verdicts, [NotANumber, NotANumber, LateLayer, Kl, Induce, Kept, Kept]);
         assert_eq!((selection.chosen, selection.count(Kept)), (Some(6), 2));
     }
 
     #[test]
     fn nothing_is_chosen_when_nothing_is_kept() {
-        assert_eq!(
-            choose(&[], 10, &Rules::default()),
-            Selection {
-                chosen: None,
-                verdicts: vec![]
-            }
-        );
-        assert_eq!(
-            choose(&[candidate(-1, 0, 0.0, 0.0, 0.0)], 1, &Rules::default()).chosen,
-            None
-        );
-        let all = Rules {
-            layer_fraction: 2.0,
-            ..Rules::default()
-        };
-        assert_eq!(
-            choose(&[candidate(-1, 1, 0.0, 0.0, 0.0)], 1, &all).chosen,
-            Some(0)
-        );
+        assert_eq!(choose(&[], 10, &Rules::default()), Selection { chosen: None, verdicts: vec![] });
+        assert_eq!(choose(&[candidate(-1, 0, 0.0, 0.0, 0.0)], 1, &Rules::default()).chosen, None);
+        let all = Rules { layer_fraction: 2.0, ..Rules::default() };
+        assert_eq!(choose(&[candidate(-1, 1, 0.0, 0.0, 0.0)], 1, &all).chosen, Some(0));
     }
 
     #[test]
@@ -281,30 +245,21 @@ mod tests {
         for _ in 0..4 {
             candidates.rotate_left(1);
             let chosen = choose(&candidates, 10, &Rules::default()).chosen.unwrap();
-            assert_eq!(
-                (candidates[chosen].position, candidates[chosen].layer.paper()),
-                (-1, 3)
-            );
+            assert_eq!((candidates[chosen].position, candidates[chosen].layer.paper()), (-1, 3));
         }
     }
 
     #[test]
     fn layers_count_from_the_embedding() {
         assert_eq!((Layer::EMBEDDING.paper(), Layer::EMBEDDING.block()), (0, None));
-        assert_eq!(
-            (Layer::output_of(0).paper(), Layer::output_of(0).block()),
-            (1, Some(0))
-        );
+        assert_eq!((Layer::output_of(0).paper(), Layer::output_of(0).block()), (1, Some(0)));
         assert_eq!(Layer::from_paper(13), Layer::output_of(12));
     }
 
     #[test]
     fn candidates_survive_json_with_their_nans() {
         let json = serde_json::to_string(&candidate(-3, 5, f64::NAN, 0.5, 0.25)).unwrap();
-        assert_eq!(
-            json,
-            r#"{"position":-3,"paper_layer":5,"bypass":null,"induce":0.5,"kl":0.25}"#
-        );
+        assert_eq!(json, r#"{"position":-3,"paper_layer":5,"bypass":null,"induce":0.5,"kl":0.25}"#);
         let back: Candidate = serde_json::from_str(&json).unwrap();
         assert!(back.bypass.is_nan() && back.layer.block() == Some(4));
     }

@@ -1,0 +1,152 @@
+//! Generation: many sequences side by side, each with its own intervention and its own seeded sampler.
+
+use llama_cpp_2::token::LlamaToken;
+
+use super::sampling::Sampler;
+use super::session::Job;
+use super::{Error, Item, Outputs, Session};
+
+/// How to generate.
+#[derive(Debug, Clone)]
+pub struct GenerateOptions {
+    /// The most tokens to generate.
+    pub max_tokens: usize,
+    /// Cloned for each job.
+    pub sampler: Sampler,
+}
+
+/// Why a completion ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Finish {
+    /// The model ended its turn.
+    Stop,
+    /// [`GenerateOptions::max_tokens`] were made.
+    Length,
+}
+
+/// What a model answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completion {
+    /// Its text, without control tokens.
+    pub text: String,
+    /// Its tokens, without the one that ended it.
+    pub tokens: Vec<LlamaToken>,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+/// A sequence under way.
+struct Slot {
+    job: usize,
+    sampler: Sampler,
+    /// Tokens in the cache, and those that go in next.
+    length: usize,
+    pending: Vec<LlamaToken>,
+    tokens: Vec<LlamaToken>,
+    bytes: Vec<u8>,
+    shown: usize,
+}
+
+impl Session<'_> {
+    /// Continues every job's prompt until the model ends it or `max_tokens` are made. `on_text` receives pieces of text
+    /// as they come (whole characters), `on_done` each finished completion.
+    ///
+    /// # Errors
+    /// A prompt that leaves no room for `max_tokens`, or as [`Session::decode`].
+    pub fn generate(
+        &mut self,
+        jobs: &[Job<'_>],
+        options: &GenerateOptions,
+        on_text: &mut dyn FnMut(usize, &str),
+        on_done: &mut dyn FnMut(usize, &Completion),
+    ) -> Result<Vec<Completion>, Error> {
+        for job in jobs {
+            self.check_length(job.tokens.len() + options.max_tokens)?;
+        }
+        let longest = jobs.iter().map(|j| j.tokens.len() + options.max_tokens).max().unwrap_or(1);
+        let n_batch = self.options().n_batch;
+        let n_slots = self.options().n_seq.min(self.options().n_ctx / longest).min(n_batch);
+        let mut slots: Vec<Option<Slot>> = (0..n_slots).map(|_| None).collect();
+        let mut done: Vec<Option<Completion>> = vec![None; jobs.len()];
+        let mut waiting = (0..jobs.len()).peekable();
+        self.clear();
+        while done.iter().any(Option::is_none) {
+            // The running sequences take a token each; new prompts share the rest of the batch.
+            let mut room = n_batch - slots.iter().flatten().count();
+            for (seq, slot) in slots.iter_mut().enumerate().filter(|(_, slot)| slot.is_none()) {
+                let Some(job) = waiting.next_if(|&job| self.tail(&jobs[job]) <= room) else { break };
+                let length = self.enter(seq, &jobs[job])?;
+                let pending = jobs[job].tokens[length..].to_vec();
+                room -= pending.len();
+                let sampler = options.sampler.for_sequence(job as u64);
+                *slot = Some(Slot { job, sampler, length, pending, tokens: vec![], bytes: vec![], shown: 0 });
+            }
+            let items: Vec<Item<'_>> = (slots.iter().enumerate())
+                .filter_map(|(seq, slot)| Some((seq, slot.as_ref()?)))
+                .map(|(seq, slot)| Item {
+                    seq,
+                    start: slot.length,
+                    tokens: &slot.pending,
+                    outputs: Outputs::Last(1),
+                    intervention: jobs[slot.job].intervention.clone(),
+                })
+                .collect();
+            self.decode(&items, None)?;
+            let mut end = 0;
+            for seq in 0..n_slots {
+                let Some(slot) = &mut slots[seq] else { continue };
+                end += slot.pending.len();
+                slot.length += slot.pending.len();
+                let drawn = slot.sampler.sample(self.logits(end - 1)).ok_or(Error::NoNumber)?;
+                let token = LlamaToken(drawn as i32);
+                let ended = self.model().is_end(token);
+                if !ended {
+                    slot.pending = vec![token];
+                    slot.tokens.push(token);
+                    slot.bytes.extend(self.model().piece(token));
+                    let whole = slot.shown + whole_characters(&slot.bytes[slot.shown..]);
+                    if whole > slot.shown {
+                        on_text(slot.job, &String::from_utf8_lossy(&slot.bytes[slot.shown..whole]));
+                        slot.shown = whole;
+                    }
+                }
+                if ended || slot.tokens.len() >= options.max_tokens {
+                    let slot = slots[seq].take().expect("just seen");
+                    let finish = if ended { Finish::Stop } else { Finish::Length };
+                    let text = String::from_utf8_lossy(&slot.bytes).into_owned();
+                    let completion = Completion { text, tokens: slot.tokens, finish };
+                    on_done(slot.job, &completion);
+                    done[slot.job] = Some(completion);
+                    self.forget(seq)?;
+                }
+            }
+        }
+        Ok(done.into_iter().map(|c| c.expect("the loop ends when all are done")).collect())
+    }
+}
+
+/// Length of the longest prefix that does not end inside a character.
+fn whole_characters(bytes: &[u8]) -> usize {
+    match std::str::from_utf8(bytes) {
+        Ok(_) => bytes.len(),
+        // `error_len` is None where the end is merely missing.
+        Err(e) => e.error_len().map_or(e.valid_up_to(), |_| bytes.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::whole_characters;
+
+    #[test]
+    fn text_streams_in_whole_characters() {
+        let euro = "a€".as_bytes();
+        assert_eq!((1..=4).map(|n| whole_characters(&euro[..n])).collect::<Vec<_>>(), [1, 1, 1, 4]);
+        assert_eq!(
+            whole_characters(&[b'a', 0xff, b'b']),
+            3,
+            "bytes that are no text at all do not stall the stream"
+        );
+    }
+}

@@ -1,0 +1,442 @@
+//! llama.cpp's eval callback as a safe hook: capture the residual stream, and change it, while a batch is computed.
+//!
+//! The scheduler asks about each node before computing it (`ask`), and shows it again once it is computed; what is
+//! written into it then is what later nodes read. The callback never unwinds into C and never stops the graph (returning
+//! false would silently skip the rest of a split): it stores the first error, lets the graph run, and the session
+//! reports the error after the decode.
+
+use std::collections::HashSet;
+use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use llama_cpp_sys_2 as sys;
+
+use super::stream::{Place, Tracker, name};
+use crate::intervention::Intervention;
+
+/// After ablation, |r·x| may be this part of ‖x‖ at most.
+const ABLATED: f64 = 1e-4;
+
+/// What went wrong inside the graph.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum HookError {
+    /// No node reads `token_embd.weight`.
+    #[error("the residual stream has no beginning: no graph node reads token_embd.weight")]
+    NoEmbedding,
+    /// A block whose output never came by.
+    #[error("block {block}: its output (a node named l_out-{block}) is not in this model's graph")]
+    BlockNotSeen {
+        /// 0-based block.
+        block: usize,
+    },
+    /// A block output that is not the sum of the embedding and the blocks' writes.
+    #[error(
+        "block {block}: {node} is not reached from the token embedding by additions alone, so a write would be missed"
+    )]
+    NotTheStream {
+        /// 0-based block.
+        block: usize,
+        /// The node's name.
+        node: String,
+    },
+    /// A node with a number of rows that fits neither the batch nor its outputs.
+    #[error("node {node}: expected {tokens} rows (the batch) or {outputs} (its outputs), found {found}")]
+    Rows {
+        /// The node's name.
+        node: String,
+        /// Tokens in the batch.
+        tokens: usize,
+        /// Tokens whose logits were asked for.
+        outputs: usize,
+        /// Rows of the node.
+        found: i64,
+    },
+    /// A node whose memory is not plain rows of f32.
+    #[error("node {node}: expected contiguous f32 rows, found {found}")]
+    Layout {
+        /// The node's name.
+        node: String,
+        /// Type and strides.
+        found: String,
+    },
+    /// A direction of another width than the stream.
+    #[error("node {node}: the direction has {direction} elements, the residual stream {stream}")]
+    Width {
+        /// The node's name.
+        node: String,
+        /// Elements of the direction.
+        direction: usize,
+        /// `n_embd`.
+        stream: usize,
+    },
+    /// The stream still has a component along an ablated direction (or is not a number).
+    #[error("block {block}, token {token}: after ablation |r·x| is {component:e} of |x| {norm:e}")]
+    NotAblated {
+        /// 0-based block.
+        block: usize,
+        /// Index of the token in the batch.
+        token: usize,
+        /// |r·x|.
+        component: f64,
+        /// ‖x‖.
+        norm: f64,
+    },
+    /// An addition at a block that the model does not have.
+    #[error("addition at block {block}: the model has blocks 0 to {last}")]
+    NoSuchBlock {
+        /// Where the addition was to be.
+        block: usize,
+        /// The model's last block.
+        last: usize,
+    },
+    /// A panic in the callback or in the caller's sink.
+    #[error("panic in the eval callback: {0}")]
+    Panic(String),
+}
+
+/// Where a captured row comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Site<'a> {
+    /// The residual stream at the output of this 0-based block; `n_embd` elements.
+    Block(usize),
+    /// The input of the matrix of this name (src[1] of its MUL_MAT); `n_in` elements.
+    WriterInput(&'a str),
+}
+
+/// One captured row.
+#[derive(Debug, Clone, Copy)]
+pub struct Captured<'a> {
+    /// Which tensor.
+    pub site: Site<'a>,
+    /// Index of the token in the batch.
+    pub token: usize,
+    /// Its activations.
+    pub row: &'a [f32],
+}
+
+/// Receives rows during a decode, block by block.
+pub type Sink<'a> = dyn FnMut(Captured<'_>) + 'a;
+
+/// What to capture, at the batch's output tokens.
+#[derive(Debug, Clone, Default)]
+pub struct CapturePlan {
+    /// The stream at every block output.
+    pub stream: bool,
+    /// The inputs of these matrices, by tensor name.
+    pub writer_inputs: HashSet<String>,
+}
+
+/// One token of a batch, as the hook needs it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row {
+    /// Index into [`Batch::interventions`].
+    pub intervention: Option<usize>,
+    /// Its logits are wanted, so it is captured and survives the last block's cut.
+    pub output: bool,
+}
+
+/// A batch about to be decoded.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub rows: Vec<Row>,
+    pub interventions: Vec<Arc<Intervention>>,
+}
+
+/// Owned by the session, reached by the callback through a raw pointer: only one of the two touches it at a time.
+#[derive(Default)]
+pub(super) struct Hook {
+    n_block: usize,
+    batch: Batch,
+    outputs: Vec<usize>,
+    plan: CapturePlan,
+    /// Set only while `llama_decode` runs inside [`Hook::during`].
+    sink: Option<*mut Sink<'static>>,
+    tracker: Tracker,
+    pending: Option<Place>,
+    seen: Vec<bool>,
+    buffer: Vec<f32>,
+    error: Option<HookError>,
+}
+
+impl Hook {
+    pub(super) fn new(n_block: usize) -> Self {
+        Self { n_block, ..Self::default() }
+    }
+
+    /// Arms the hook for one batch.
+    pub(super) fn arm(&mut self, batch: Batch, plan: Option<&CapturePlan>) {
+        self.outputs = (0..batch.rows.len()).filter(|&i| batch.rows[i].output).collect();
+        let last = self.n_block.saturating_sub(1);
+        self.error = (batch.interventions.iter().flat_map(|i| &i.add))
+            .find(|a| a.block > last)
+            .map(|a| HookError::NoSuchBlock { block: a.block, last });
+        self.batch = batch;
+        self.plan = plan.cloned().unwrap_or_default();
+        self.tracker.reset();
+        self.pending = None;
+        self.seen = vec![false; self.n_block];
+    }
+
+    /// The error that keeps the batch from being decoded at all.
+    pub(super) fn refused(&mut self) -> Option<HookError> {
+        self.error.take()
+    }
+
+    pub(super) fn set_sink(&mut self, sink: Option<*mut Sink<'static>>) {
+        self.sink = sink;
+    }
+
+    /// The first thing that went wrong in the batch, or a block that never came by.
+    pub(super) fn verdict(&mut self) -> Result<(), HookError> {
+        if let Some(error) = self.error.take() {
+            return Err(error);
+        }
+        if !self.intervenes() && !self.plan.stream {
+            return Ok(());
+        }
+        if !self.tracker.has_begun() {
+            return Err(HookError::NoEmbedding);
+        }
+        match self.seen.iter().position(|seen| !seen) {
+            Some(block) => Err(HookError::BlockNotSeen { block }),
+            None => Ok(()),
+        }
+    }
+
+    fn intervenes(&self) -> bool {
+        !self.batch.interventions.is_empty()
+    }
+
+    /// Whether the node is needed once computed.
+    ///
+    /// # Safety
+    /// `t` is the live node that the scheduler asks about.
+    unsafe fn ask(&mut self, t: *const sys::ggml_tensor) -> bool {
+        if !self.intervenes() && !self.plan.stream && self.plan.writer_inputs.is_empty() {
+            return false;
+        }
+        // SAFETY: passed on from the caller.
+        let place = unsafe { self.tracker.place(t) };
+        self.pending = Some(place);
+        if let Some(block) = place.block_output.filter(|&b| b < self.n_block) {
+            if !place.on_stream && (self.intervenes() || self.plan.stream) {
+                // SAFETY: as above.
+                let node = text(unsafe { &*t });
+                self.error.get_or_insert(HookError::NotTheStream { block, node });
+            }
+            self.seen[block] = true;
+            return self.intervenes() || self.plan.stream;
+        }
+        // SAFETY: as above.
+        (place.writes && self.intervenes()) || unsafe { self.wanted_writer(t) }.is_some()
+    }
+
+    /// # Safety
+    /// As [`Hook::ask`].
+    unsafe fn wanted_writer(&self, t: *const sys::ggml_tensor) -> Option<String> {
+        if self.plan.writer_inputs.is_empty() {
+            return None;
+        }
+        // SAFETY: passed on from the caller; a MUL_MAT has both sources.
+        let weight = unsafe { ((*t).op == sys::GGML_OP_MUL_MAT).then(|| &*(*t).src[0]) }?;
+        let name = std::str::from_utf8(name(weight)).ok()?;
+        self.plan.writer_inputs.get(name).cloned()
+    }
+
+    /// Works on a computed node.
+    ///
+    /// # Safety
+    /// `t` is live, computed and synchronised, and nothing else reads or writes it now.
+    unsafe fn computed(&mut self, t: *mut sys::ggml_tensor) -> Result<(), HookError> {
+        let place =
+            self.pending.take().unwrap_or(Place { on_stream: false, writes: false, block_output: None });
+        // SAFETY: passed on from the caller.
+        if let Some(weight) = unsafe { self.wanted_writer(t) } {
+            // SAFETY: the input of a node just computed is still allocated and unchanged.
+            unsafe { self.capture((*t).src[1], Site::WriterInput(&weight)) }?;
+        }
+        if self.intervenes() && (place.writes || place.block_output.is_some()) {
+            // SAFETY: passed on from the caller.
+            unsafe { self.intervene(t, place.block_output) }?;
+        }
+        if let Some(block) = place.block_output
+            && self.plan.stream
+        {
+            // SAFETY: passed on from the caller.
+            unsafe { self.capture(t, Site::Block(block)) }?;
+        }
+        Ok(())
+    }
+
+    /// Batch indices of the node's rows: all tokens, or the outputs alone once the last block has cut the rest.
+    fn rows_of(&self, t: &sys::ggml_tensor) -> Result<RowIndex, HookError> {
+        let (tokens, outputs) = (self.batch.rows.len(), self.outputs.len());
+        let found = t.ne[1] * t.ne[2] * t.ne[3];
+        match usize::try_from(found) {
+            Ok(n) if n == tokens => Ok(RowIndex::All),
+            Ok(n) if n == outputs => Ok(RowIndex::Outputs),
+            _ => Err(HookError::Rows { node: text(t), tokens, outputs, found }),
+        }
+    }
+
+    /// # Safety
+    /// As [`Hook::computed`].
+    unsafe fn intervene(
+        &mut self,
+        t: *mut sys::ggml_tensor,
+        output_of: Option<usize>,
+    ) -> Result<(), HookError> {
+        // SAFETY: passed on from the caller.
+        let node = unsafe { &*t };
+        let rows = self.rows_of(node)?;
+        let n_embd = node.ne[0] as usize;
+        for width in self.batch.interventions.iter().filter_map(|i| i.n_embd()) {
+            if width != n_embd {
+                return Err(HookError::Width { node: text(node), direction: width, stream: n_embd });
+            }
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        // SAFETY: passed on from the caller; no other reference to the data exists.
+        let mut data = unsafe { RowsMut::of(t, &mut buffer) }?;
+        // One thread: the work is a thousandth of the matrix products', and those keep their threads spinning.
+        let result = (data.rows().chunks_exact_mut(n_embd).enumerate())
+            .try_for_each(|(i, row)| self.intervene_row(self.token(&rows, i), row, output_of));
+        data.write_back();
+        self.buffer = buffer;
+        result
+    }
+
+    fn token(&self, rows: &RowIndex, i: usize) -> usize {
+        match rows {
+            RowIndex::All => i,
+            RowIndex::Outputs => self.outputs[i],
+        }
+    }
+
+    fn intervene_row(&self, token: usize, x: &mut [f32], output_of: Option<usize>) -> Result<(), HookError> {
+        let Some(i) = self.batch.rows[token].intervention else { return Ok(()) };
+        let intervention = &self.batch.interventions[i];
+        if !intervention.ablate.is_empty() {
+            intervention.ablate.ablate(x);
+            if let Some(block) = output_of {
+                let (component, norm) = intervention.ablate.component(x);
+                // Negated, so that a NaN fails too.
+                if !(component <= ABLATED * norm) {
+                    return Err(HookError::NotAblated { block, token, component, norm });
+                }
+            }
+        }
+        for addition in intervention.add.iter().filter(|a| Some(a.block) == output_of) {
+            x.iter_mut().zip(&addition.vector).for_each(|(x, v)| *x += v);
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// As [`Hook::computed`], for `t` or for a source of it.
+    unsafe fn capture(&mut self, t: *mut sys::ggml_tensor, site: Site<'_>) -> Result<(), HookError> {
+        let Some(sink) = self.sink else { return Ok(()) };
+        // SAFETY: passed on from the caller.
+        let node = unsafe { &*t };
+        let rows = self.rows_of(node)?;
+        let width = node.ne[0] as usize;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        // SAFETY: passed on from the caller.
+        let mut data = unsafe { RowsMut::of(t, &mut buffer) }?;
+        for (i, row) in data.rows().chunks_exact(width).enumerate() {
+            let token = self.token(&rows, i);
+            if self.batch.rows[token].output {
+                // SAFETY: `Session::decode` keeps the sink alive and untouched until llama_decode returns.
+                unsafe { (*sink)(Captured { site, token, row }) };
+            }
+        }
+        self.buffer = buffer;
+        Ok(())
+    }
+}
+
+enum RowIndex {
+    All,
+    Outputs,
+}
+
+/// The rows of an f32 tensor: its own memory where the host can reach it, a copy to write back where not.
+struct RowsMut<'a> {
+    t: *mut sys::ggml_tensor,
+    rows: &'a mut [f32],
+    copied: bool,
+}
+
+impl<'a> RowsMut<'a> {
+    /// # Safety
+    /// `t` is live, computed, synchronised, and not otherwise accessed while this lives.
+    unsafe fn of(t: *mut sys::ggml_tensor, buffer: &'a mut Vec<f32>) -> Result<Self, HookError> {
+        // SAFETY: the caller vouches for `t`.
+        let node = unsafe { &*t };
+        // SAFETY: `t` is live.
+        let plain = node.type_ == sys::GGML_TYPE_F32 && unsafe { sys::ggml_is_contiguous(t) };
+        if !plain || node.buffer.is_null() {
+            let found = format!("type {} with strides {:?}", node.type_, node.nb);
+            return Err(HookError::Layout { node: text(node), found });
+        }
+        let n = node.ne.iter().product::<i64>() as usize;
+        // SAFETY: the buffer is not null.
+        if unsafe { sys::ggml_backend_buffer_is_host(node.buffer) } {
+            // SAFETY: a contiguous f32 tensor in host memory has `n` elements at `data`, and nobody else uses them now.
+            let rows = unsafe { std::slice::from_raw_parts_mut(node.data.cast::<f32>(), n) };
+            return Ok(Self { t, rows, copied: false });
+        }
+        buffer.resize(n, 0.0);
+        // SAFETY: `buffer` holds the `n` floats that the tensor has.
+        unsafe { sys::ggml_backend_tensor_get(t, buffer.as_mut_ptr().cast(), 0, n * 4) };
+        Ok(Self { t, rows: &mut buffer[..n], copied: true })
+    }
+
+    fn rows(&mut self) -> &mut [f32] {
+        self.rows
+    }
+
+    fn write_back(&mut self) {
+        if self.copied {
+            // SAFETY: as many bytes as were read from the tensor in `of`.
+            unsafe {
+                sys::ggml_backend_tensor_set(self.t, self.rows.as_ptr().cast(), 0, size_of_val(self.rows));
+            }
+        }
+    }
+}
+
+fn text(t: &sys::ggml_tensor) -> String {
+    String::from_utf8_lossy(name(t)).into_owned()
+}
+
+/// The callback that llama.cpp calls; `user_data` is the session's [`Hook`].
+pub(super) unsafe extern "C" fn trampoline(
+    t: *mut sys::ggml_tensor,
+    ask: bool,
+    user_data: *mut c_void,
+) -> bool {
+    // SAFETY: the session put its hook there, which outlives the context, and does not touch it during a decode.
+    let hook = unsafe { &mut *user_data.cast::<Hook>() };
+    if hook.error.is_some() {
+        return !ask;
+    }
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        // SAFETY: the scheduler passes live nodes, computed and synchronised where `ask` is false.
+        if ask { Ok(unsafe { hook.ask(t) }) } else { unsafe { hook.computed(t) }.map(|()| true) }
+    }));
+    match outcome {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => {
+            hook.error = Some(error);
+            !ask
+        }
+        Err(panic) => {
+            let words = panic.downcast_ref::<&str>().map(ToString::to_string);
+            let words = words.or_else(|| panic.downcast_ref::<String>().cloned());
+            hook.error = Some(HookError::Panic(words.unwrap_or_else(|| "no message".into())));
+            !ask
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! A loaded model: its shape, its vocabulary and its chat template.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::token::LlamaToken;
+
+use super::template::{ChatTemplate, Message, Role, Segment};
+use super::{Error, log};
+
+/// How to load a model.
+#[derive(Debug, Clone, Default)]
+pub struct ModelOptions {
+    /// Blocks to offload to a GPU, where the build has one.
+    pub n_gpu_layers: u32,
+    /// A chat template's source, in place of the file's own.
+    pub chat_template: Option<String>,
+}
+
+/// A GGUF model loaded by llama.cpp.
+pub struct Model {
+    pub(super) inner: LlamaModel,
+    path: PathBuf,
+    template: Option<ChatTemplate>,
+}
+
+/// A prompt as the model sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// The whole templated prompt.
+    pub tokens: Vec<LlamaToken>,
+    /// How many tokens at the end stem from the template after the user's text: the post-instruction positions.
+    pub n_post: usize,
+}
+
+/// llama.cpp's process-wide state, initialised once; a host program that uses llama-cpp-2 beside us takes it from here.
+///
+/// # Errors
+/// llama.cpp could not be initialised, or was already by someone else.
+pub fn backend() -> Result<&'static LlamaBackend, Error> {
+    static BACKEND: OnceLock<Result<LlamaBackend, String>> = OnceLock::new();
+    let backend = BACKEND.get_or_init(|| {
+        log::install();
+        LlamaBackend::init().map_err(|e| e.to_string())
+    });
+    backend.as_ref().map_err(|e| Error::Backend(e.clone()))
+}
+
+impl Model {
+    /// Loads a model. Check the file with [`crate::gguf::GgufFile::open`] first: llama.cpp's own messages are poorer.
+    ///
+    /// # Errors
+    /// Not loadable by llama.cpp, an embedding-only model, a chat template that does not compile.
+    pub fn load(path: &Path, options: &ModelOptions) -> Result<Self, Error> {
+        let backend = backend()?;
+        if !path.is_file() {
+            return Err(Error::NoFile(path.to_path_buf()));
+        }
+        let params = LlamaModelParams::default().with_n_gpu_layers(options.n_gpu_layers);
+        log::take_complaints();
+        let inner = LlamaModel::load_from_file(backend, path, &params)
+            .map_err(|e| Error::Load { path: path.to_path_buf(), why: why(&e.to_string()) })?;
+        let mut model = Self { inner, path: path.to_path_buf(), template: None };
+        let causal = model.meta(&format!("{}.attention.causal", model.architecture()));
+        if causal.as_deref() == Some("false") || model.n_block() == 0 {
+            return Err(Error::EmbeddingOnly(path.to_path_buf()));
+        }
+        let source = options.chat_template.clone().or_else(|| model.meta("tokenizer.chat_template"));
+        if let Some(source) = source {
+            let vocab = model.inner.vocab();
+            let text =
+                |t: LlamaToken| vocab.text(t).map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+            model.template = Some(ChatTemplate::new(&source, &text(vocab.bos()), &text(vocab.eos()))?);
+        }
+        Ok(model)
+    }
+
+    /// The file it was loaded from.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `general.architecture`.
+    #[must_use]
+    pub fn architecture(&self) -> String {
+        self.meta("general.architecture").unwrap_or_default()
+    }
+
+    /// Number of blocks.
+    #[must_use]
+    pub fn n_block(&self) -> usize {
+        self.inner.n_layer() as usize
+    }
+
+    /// Width of the residual stream.
+    #[must_use]
+    pub fn n_embd(&self) -> usize {
+        self.inner.n_embd().max(0) as usize
+    }
+
+    /// Size of the vocabulary.
+    #[must_use]
+    pub fn n_vocab(&self) -> usize {
+        self.inner.n_vocab().max(0) as usize
+    }
+
+    /// Longest context the model was trained for.
+    #[must_use]
+    pub fn n_ctx_train(&self) -> usize {
+        self.inner.n_ctx_train() as usize
+    }
+
+    /// Whether sequences have a recurrent state; such models compute one sequence at a time here.
+    #[must_use]
+    pub fn is_recurrent(&self) -> bool {
+        self.inner.is_recurrent() || self.inner.is_hybrid()
+    }
+
+    /// A metadata value as text.
+    #[must_use]
+    pub fn meta(&self, key: &str) -> Option<String> {
+        self.inner.meta_val_str(key).ok()
+    }
+
+    /// Whether generation ends with this token.
+    #[must_use]
+    pub fn is_end(&self, token: LlamaToken) -> bool {
+        self.inner.vocab().is_eog(token)
+    }
+
+    /// The bytes that a token stands for; control tokens give none.
+    #[must_use]
+    pub fn piece(&self, token: LlamaToken) -> Vec<u8> {
+        self.inner.vocab().token_to_piece(token, false, None)
+    }
+
+    /// A token's text for people, control tokens included.
+    #[must_use]
+    pub fn token_text(&self, token: LlamaToken) -> String {
+        String::from_utf8_lossy(&self.inner.vocab().token_to_piece(token, true, None)).into_owned()
+    }
+
+    /// Tokens of plain text; nothing in it becomes a special token.
+    #[must_use]
+    pub fn tokenize(&self, text: &str) -> Vec<LlamaToken> {
+        self.inner.vocab().tokenize(text.as_bytes(), false, false)
+    }
+
+    /// A user's turn in the model's chat template, ready for its answer.
+    ///
+    /// # Errors
+    /// No chat template, or one that fails on this conversation.
+    pub fn prompt(&self, user: &str) -> Result<Prompt, Error> {
+        self.chat(&[Message::new(Role::User, user)])
+    }
+
+    /// A conversation in the model's chat template, ready for the next answer.
+    ///
+    /// The rendered text is tokenized as one, as the model saw it in training; where that would turn words of the
+    /// user's into special tokens, piece by piece instead.
+    ///
+    /// # Errors
+    /// As [`Model::prompt`].
+    pub fn chat(&self, messages: &[Message]) -> Result<Prompt, Error> {
+        let template = self.template.as_ref().ok_or_else(|| Error::NoTemplate(self.path.clone()))?;
+        let segments = template.render(messages, true)?;
+        let vocab = self.inner.vocab();
+        let pieces: Vec<Vec<LlamaToken>> = (segments.iter())
+            .map(|segment| match segment {
+                Segment::Template(text) => vocab.tokenize(text.as_bytes(), false, true),
+                Segment::Text(text) => vocab.tokenize(text.as_bytes(), false, false),
+            })
+            .collect();
+        let whole: String = segments.iter().map(Segment::as_str).collect();
+        let whole = vocab.tokenize(whole.as_bytes(), false, true);
+
+        let specials = |tokens: &[LlamaToken]| tokens.iter().filter(|&&t| vocab.is_control(t)).count();
+        let of_template = segments.iter().zip(&pieces).filter(|(s, _)| matches!(s, Segment::Template(_)));
+        let expected: usize = of_template.map(|(_, tokens)| specials(tokens)).sum();
+        let mut tokens = if specials(&whole) == expected { whole } else { pieces.concat() };
+
+        if vocab.should_add_bos() && tokens.first() != Some(&vocab.bos()) {
+            tokens.insert(0, vocab.bos());
+        }
+        let suffix: Vec<LlamaToken> = (segments.iter().zip(pieces))
+            .rev()
+            .take_while(|(s, _)| matches!(s, Segment::Template(_)))
+            .flat_map(|(_, tokens)| tokens.into_iter().rev())
+            .collect();
+        // A merge across the border belongs to the user's text.
+        let n_post = suffix.iter().zip(tokens.iter().rev()).take_while(|(a, b)| a == b).count();
+        Ok(Prompt { tokens, n_post })
+    }
+}
+
+/// llama.cpp's own words on a failure, or else `fallback`.
+pub(super) fn why(fallback: &str) -> String {
+    Some(log::take_complaints()).filter(|s| !s.is_empty()).unwrap_or_else(|| fallback.to_string())
+}

@@ -1,0 +1,308 @@
+//! A context with its hook: decode batches of many sequences, each with its own intervention.
+
+use std::cell::UnsafeCell;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use llama_cpp_2::context::LlamaContext;
+use llama_cpp_2::context::params::{KvCacheType, LlamaContextParams};
+use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::token::LlamaToken;
+use llama_cpp_sys_2 as sys;
+
+use super::hook::{Batch, CapturePlan, Hook, Row, Sink, Site, trampoline};
+use super::model::{backend, why};
+use super::{Error, Model, log, params};
+use crate::intervention::Intervention;
+
+/// llama.cpp's limit on sequences in one context (`LLAMA_MAX_SEQ` of llama-cparams.h).
+const MAX_SEQ: usize = 256;
+
+/// The size and the exactness of a context.
+#[derive(Debug, Clone)]
+pub struct SessionOptions {
+    /// Cells of the KV cache, shared by all sequences.
+    pub n_ctx: usize,
+    /// Tokens computed at once, and so the most that one [`Session::decode`] takes.
+    pub n_batch: usize,
+    /// Sequences held at once, 1 to 256.
+    pub n_seq: usize,
+    /// Threads; 0 for all the machine has.
+    pub n_threads: usize,
+    /// Keys and values in f32 and no flash attention: slower, for comparisons to the last digit.
+    pub exact: bool,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { n_ctx: 2048, n_batch: 512, n_seq: 32, n_threads: 0, exact: false }
+    }
+}
+
+/// Which tokens of an item give logits, and are captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outputs {
+    /// None.
+    None,
+    /// The last n.
+    Last(usize),
+    /// All.
+    All,
+}
+
+/// Consecutive tokens of one sequence in a batch.
+#[derive(Debug, Clone)]
+pub struct Item<'a> {
+    /// Sequence, below [`SessionOptions::n_seq`].
+    pub seq: usize,
+    /// Position of the first token in its sequence.
+    pub start: usize,
+    /// The tokens.
+    pub tokens: &'a [LlamaToken],
+    /// Which of them give logits.
+    pub outputs: Outputs,
+    /// What is done to this sequence's stream.
+    pub intervention: Option<Arc<Intervention>>,
+}
+
+/// A prompt to be computed, with what is done to it meanwhile.
+#[derive(Debug, Clone)]
+pub struct Job<'a> {
+    /// The templated prompt.
+    pub tokens: &'a [LlamaToken],
+    /// How many tokens at its end are outputs (captured), at least 1.
+    pub n_out: usize,
+    /// What is done to its stream.
+    pub intervention: Option<Arc<Intervention>>,
+}
+
+/// Receives a captured row: index of the job, position (−1 is its last token), where, and the activations.
+pub type JobSink<'a> = dyn FnMut(usize, i32, Site<'_>, &[f32]) + 'a;
+
+/// A llama.cpp context whose graph is hooked.
+pub struct Session<'m> {
+    // Declared, and so dropped, before the hook that its callback points to.
+    ctx: LlamaContext<'m>,
+    hook: Box<UnsafeCell<Hook>>,
+    batch: LlamaBatch<'static>,
+    model: &'m Model,
+    options: SessionOptions,
+}
+
+impl<'m> Session<'m> {
+    /// Makes a context for `model`.
+    ///
+    /// # Errors
+    /// llama.cpp cannot make it (memory, an unsupported model).
+    pub fn new(model: &'m Model, mut options: SessionOptions) -> Result<Self, Error> {
+        options.n_seq = if model.is_recurrent() { 1 } else { options.n_seq.clamp(1, MAX_SEQ) };
+        options.n_batch = options.n_batch.max(1);
+        options.n_ctx = options.n_ctx.max(options.n_batch);
+        let threads = match options.n_threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            n => n,
+        };
+        // One stream of cells and pieces no smaller than a batch keep the graph's rows in the order of the batch.
+        let mut raw = LlamaContextParams::default()
+            .with_n_ctx(NonZeroU32::new(options.n_ctx as u32))
+            .with_n_batch(options.n_batch as u32)
+            .with_n_ubatch(options.n_batch as u32)
+            .with_n_seq_max(options.n_seq as u32)
+            .with_n_threads(threads as i32)
+            .with_n_threads_batch(threads as i32)
+            .with_kv_unified(true);
+        if options.exact {
+            raw = raw
+                .with_type_k(KvCacheType::F32)
+                .with_type_v(KvCacheType::F32)
+                .with_flash_attention_policy(sys::LLAMA_FLASH_ATTN_TYPE_DISABLED);
+        }
+        let hook = Box::new(UnsafeCell::new(Hook::new(model.n_block())));
+        params::set_eval_callback(&mut raw, Some(trampoline), hook.get().cast())?;
+        log::take_complaints();
+        let ctx =
+            model.inner.new_context(backend()?, raw).map_err(|e| Error::Context(why(&e.to_string())))?;
+        let batch = LlamaBatch::new(options.n_batch, 1);
+        Ok(Self { ctx, hook, batch, model, options })
+    }
+
+    /// The model it runs.
+    #[must_use]
+    pub fn model(&self) -> &'m Model {
+        self.model
+    }
+
+    /// Its options, as adjusted to the model.
+    #[must_use]
+    pub fn options(&self) -> &SessionOptions {
+        &self.options
+    }
+
+    /// Forgets every sequence.
+    pub fn clear(&mut self) {
+        self.ctx.clear_kv_cache();
+    }
+
+    /// Forgets one sequence.
+    ///
+    /// # Errors
+    /// None in practice: whole sequences can always be removed.
+    pub fn forget(&mut self, seq: usize) -> Result<(), Error> {
+        let gone = self.ctx.clear_kv_cache_seq(Some(seq as u32), None, None);
+        gone.map(|_| ()).map_err(|e| Error::Decode(e.to_string()))
+    }
+
+    /// Decodes one batch. The `i`-th token of the batch counts through the items in order, as for [`Session::logits`]
+    /// and [`super::Captured::token`]. Rows are captured at output tokens only.
+    ///
+    /// # Errors
+    /// A batch over [`SessionOptions::n_batch`], a failed decode, anything the hook found wrong.
+    pub fn decode(
+        &mut self,
+        items: &[Item<'_>],
+        capture: Option<(&CapturePlan, &mut Sink<'_>)>,
+    ) -> Result<(), Error> {
+        let found: usize = items.iter().map(|i| i.tokens.len()).sum();
+        let room = self.options.n_batch;
+        if found > room {
+            return Err(Error::TooLong { what: "batch".into(), found, room });
+        }
+        if found == 0 {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        self.batch.clear();
+        for item in items {
+            let intervention = item.intervention.as_ref().map(|wanted| {
+                let known = batch.interventions.iter().position(|i| Arc::ptr_eq(i, wanted));
+                known.unwrap_or_else(|| {
+                    batch.interventions.push(Arc::clone(wanted));
+                    batch.interventions.len() - 1
+                })
+            });
+            let first_output = match item.outputs {
+                Outputs::None => item.tokens.len(),
+                Outputs::Last(n) => item.tokens.len().saturating_sub(n),
+                Outputs::All => 0,
+            };
+            for (i, &token) in item.tokens.iter().enumerate() {
+                let output = i >= first_output;
+                let position = (item.start + i) as i32;
+                let added = self.batch.add(token, position, &[item.seq as i32], output);
+                added.map_err(|e| Error::Decode(e.to_string()))?;
+                batch.rows.push(Row { intervention, output });
+            }
+        }
+        let (plan, sink) = capture.unzip();
+        let hook = self.hook.get_mut();
+        hook.arm(batch, plan);
+        if let Some(error) = hook.refused() {
+            return Err(error.into());
+        }
+        // SAFETY: only the lifetime is erased; the pointer is taken back right after the decode that may use it.
+        hook.set_sink(sink.map(|s| unsafe {
+            std::mem::transmute::<*mut Sink<'_>, *mut Sink<'static>>(std::ptr::from_mut(s))
+        }));
+        log::take_complaints();
+        let decoded = self.ctx.decode(&mut self.batch);
+        let hook = self.hook.get_mut();
+        hook.set_sink(None);
+        let verdict = hook.verdict();
+        decoded.map_err(|e| Error::Decode(why(&e.to_string())))?;
+        Ok(verdict?)
+    }
+
+    /// Logits (`n_vocab`) after the `i`-th token of the last batch, which must have been an output.
+    #[must_use]
+    pub fn logits(&self, i: usize) -> &[f32] {
+        self.ctx.get_logits_ith(i as i32)
+    }
+
+    /// Computes every job once, many to a batch, each in a fresh sequence, and hands out the logits after its last
+    /// token; with `capture` also the activations at its outputs.
+    ///
+    /// # Errors
+    /// A job longer than the context, or as [`Session::decode`].
+    pub fn prefill(
+        &mut self,
+        jobs: &[Job<'_>],
+        mut capture: Option<(&CapturePlan, &mut JobSink<'_>)>,
+        on_logits: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), Error> {
+        for job in jobs {
+            self.check_length(job.tokens.len())?;
+        }
+        let mut next = 0;
+        while next < jobs.len() {
+            self.clear();
+            let (mut items, mut size, mut cells) = (Vec::new(), 0, 0);
+            for job in &jobs[next..] {
+                let tail = self.tail(job);
+                let full =
+                    size + tail > self.options.n_batch || cells + job.tokens.len() > self.options.n_ctx;
+                if items.len() == self.options.n_seq || (full && !items.is_empty()) {
+                    break;
+                }
+                let start = self.enter(items.len(), job)?;
+                items.push(Item {
+                    seq: items.len(),
+                    start,
+                    tokens: &job.tokens[start..],
+                    outputs: Outputs::Last(job.n_out.max(1)),
+                    intervention: job.intervention.clone(),
+                });
+                size += tail;
+                cells += job.tokens.len();
+            }
+            let ends: Vec<usize> = (items.iter())
+                .scan(0, |end, item| {
+                    *end += item.tokens.len();
+                    Some(*end)
+                })
+                .collect();
+            if let Some((plan, sink)) = &mut capture {
+                let mut by_job = |row: super::Captured<'_>| {
+                    let item = ends.partition_point(|&end| end <= row.token);
+                    sink(next + item, row.token as i32 - ends[item] as i32, row.site, row.row);
+                };
+                self.decode(&items, Some((plan, &mut by_job)))?;
+            } else {
+                self.decode(&items, None)?;
+            }
+            for (i, end) in ends.iter().enumerate() {
+                on_logits(next + i, self.logits(end - 1));
+            }
+            next += items.len();
+        }
+        Ok(())
+    }
+
+    /// Tokens of a job that its last decode takes: all, or the outputs alone where the prompt outgrows a batch.
+    pub(super) fn tail(&self, job: &Job<'_>) -> usize {
+        if job.tokens.len() <= self.options.n_batch { job.tokens.len() } else { job.n_out.max(1) }
+    }
+
+    /// Decodes what stands before the job's tail, in batches of its own; returns where the tail starts.
+    pub(super) fn enter(&mut self, seq: usize, job: &Job<'_>) -> Result<usize, Error> {
+        let tail = self.tail(job);
+        if tail > self.options.n_batch {
+            return Err(Error::TooLong { what: "outputs".into(), found: tail, room: self.options.n_batch });
+        }
+        let head = job.tokens.len() - tail;
+        for start in (0..head).step_by(self.options.n_batch) {
+            let tokens = &job.tokens[start..head.min(start + self.options.n_batch)];
+            let intervention = job.intervention.clone();
+            self.decode(&[Item { seq, start, tokens, outputs: Outputs::None, intervention }], None)?;
+        }
+        Ok(head)
+    }
+
+    /// Whether so many tokens of one sequence fit both the context and what the model was trained for.
+    pub(super) fn check_length(&self, found: usize) -> Result<(), Error> {
+        let room = self.options.n_ctx.min(self.model.n_ctx_train());
+        if found > room || found == 0 {
+            return Err(Error::TooLong { what: "prompt".into(), found, room });
+        }
+        Ok(())
+    }
+}

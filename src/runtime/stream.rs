@@ -1,0 +1,97 @@
+//! Finding the residual stream in llama.cpp's graph, node by node, as the scheduler walks it.
+//!
+//! Chosen: follow the data. The stream begins where rows are read from `token_embd.weight` and goes on through every
+//! addition that has it as an operand; what passes through a matrix product or a norm has left it. So an addition on
+//! the stream *is* a write, whatever the architecture calls it, and a block output that additions alone do not reach
+//! is an error instead of a silent miss.
+//! Rejected: a table of node names per architecture (`ffn_inp-{il}`, …). Names differ and change between versions,
+//! and a missing name would leave a write un-ablated without a word.
+
+use std::collections::HashSet;
+use std::ffi::CStr;
+
+use llama_cpp_sys_2 as sys;
+
+/// What a node is to the residual stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The node's data is the stream, all of it.
+    pub on_stream: bool,
+    /// Something was added to the stream here (or the stream began here).
+    pub writes: bool,
+    /// The node is `l_out-{il}`, the output of this 0-based block.
+    pub block_output: Option<usize>,
+}
+
+/// Follows the stream through one graph; [`Tracker::reset`] before each.
+#[derive(Debug, Default)]
+pub(super) struct Tracker {
+    stream: HashSet<*const sys::ggml_tensor>,
+    in_blocks: bool,
+}
+
+impl Tracker {
+    pub(super) fn reset(&mut self) {
+        self.stream.clear();
+        self.in_blocks = false;
+    }
+
+    /// Whether the stream has begun: a row of the token embedding was read.
+    pub(super) fn has_begun(&self) -> bool {
+        !self.stream.is_empty()
+    }
+
+    /// Places the next node of the graph. Nodes must be given in the order of computation.
+    ///
+    /// # Safety
+    /// `t` and its sources must point to live tensors.
+    pub(super) unsafe fn place(&mut self, t: *const sys::ggml_tensor) -> Place {
+        // SAFETY: the caller vouches for `t` and its sources.
+        let (node, a, b) = unsafe { (&*t, (*t).src[0].as_ref(), (*t).src[1].as_ref()) };
+        let block = block_suffix(node);
+        self.in_blocks |= block.is_some();
+        let has =
+            |s: Option<&sys::ggml_tensor>| s.is_some_and(|s| self.stream.contains(&std::ptr::from_ref(s)));
+        let (from_a, from_b) = (has(a), has(b));
+        let same_width = a.is_some_and(|a| a.ne[0] == node.ne[0]);
+
+        let (on_stream, writes) = match node.op {
+            sys::GGML_OP_GET_ROWS if a.is_some_and(|a| name(a) == b"token_embd.weight") => (true, true),
+            sys::GGML_OP_ADD => (from_a || from_b, from_a || from_b),
+            // Rows picked, scaled by a number or laid out anew: still the stream, nothing new in it.
+            sys::GGML_OP_GET_ROWS
+            | sys::GGML_OP_SCALE
+            | sys::GGML_OP_CONT
+            | sys::GGML_OP_DUP
+            | sys::GGML_OP_CPY
+            | sys::GGML_OP_VIEW
+            | sys::GGML_OP_RESHAPE => (from_a && same_width, false),
+            // One factor a row (a scaled embedding) keeps every direction; one a channel is a norm's weight.
+            sys::GGML_OP_MUL if from_a && b.is_some_and(|b| b.ne[0] == 1) => (true, false),
+            // A norm right after the embedding (bloom) is part of the stream; its weight or bias is the write.
+            sys::GGML_OP_NORM | sys::GGML_OP_RMS_NORM => (from_a && !self.in_blocks, false),
+            sys::GGML_OP_MUL => (from_a && !self.in_blocks, from_a && !self.in_blocks),
+            _ => (false, false),
+        };
+        if on_stream {
+            self.stream.insert(t);
+        }
+        let block_output = block.filter(|_| name(node).starts_with(b"l_out-"));
+        Place { on_stream, writes, block_output }
+    }
+}
+
+/// The node's name, without the final NUL.
+pub(super) fn name(t: &sys::ggml_tensor) -> &[u8] {
+    // SAFETY: ggml keeps `name` NUL-terminated within its 64 bytes (ggml_set_name, ggml_format_name).
+    unsafe { CStr::from_ptr(t.name.as_ptr()) }.to_bytes()
+}
+
+/// The block of a node named `something-{il}`.
+fn block_suffix(t: &sys::ggml_tensor) -> Option<usize> {
+    let name = name(t);
+    let dash = name.iter().rposition(|&b| b == b'-')?;
+    let digits = &name[dash + 1..];
+    let short = !digits.is_empty() && digits.len() <= 6 && digits.iter().all(u8::is_ascii_digit);
+    short.then(|| digits.iter().fold(0, |n, d| n * 10 + usize::from(d - b'0')))
+}

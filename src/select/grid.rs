@@ -1,0 +1,150 @@
+//! Scoring every candidate on validation prompts, as Arditi et al. 2024 do: bypass, induce, KL.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{Candidate, Layer};
+use crate::activations::Contrast;
+use crate::evaluate::Markers;
+use crate::evaluate::kl::{kl, refusal_score};
+use crate::evaluate::run::first_logits;
+use crate::intervention::Intervention;
+use crate::runtime::sampling::Sampler;
+use crate::runtime::{Error, GenerateOptions, Job, Prompt, Session, Token};
+
+/// Tokens of a model's own refusals to look at; a refusal shows itself in its first words.
+const PROBE_TOKENS: usize = 24;
+
+/// The tokens whose probability is the refusal score.
+#[derive(Debug, Clone, Serialize)]
+pub struct RefusalTokens {
+    /// Token ids.
+    pub ids: Vec<usize>,
+    /// Their text.
+    pub texts: Vec<String>,
+    /// The part of the model's own refusals that begins with one of them; `None` where the user named them.
+    pub coverage: Option<f64>,
+}
+
+/// First tokens of the model's own refusals, leaving out those that begin its answers as often.
+/// An empty list means that it refused nothing.
+///
+/// # Errors
+/// As [`Session::generate`].
+pub fn find_refusal_tokens(
+    session: &mut Session<'_>,
+    harmful: &[Prompt],
+    harmless: &[Prompt],
+    markers: &Markers,
+    step: &mut dyn FnMut(),
+) -> Result<RefusalTokens, Error> {
+    let options = GenerateOptions { max_tokens: PROBE_TOKENS, sampler: Sampler::greedy() };
+    let prompts = harmful.iter().chain(harmless);
+    let jobs: Vec<Job<'_>> =
+        prompts.map(|p| Job { tokens: &p.tokens, n_out: 1, intervention: None }).collect();
+    let completions = session.generate(&jobs, &options, &mut |_, _| (), &mut |_, _| step())?;
+    // How often each token begins a refusal, and how often another answer.
+    let mut first: BTreeMap<usize, [usize; 2]> = BTreeMap::new();
+    let mut totals = [0usize; 2];
+    for completion in &completions {
+        let kind = usize::from(!markers.is_refusal(&completion.text));
+        if let Some(token) = completion.tokens.first() {
+            first.entry(token.0 as usize).or_default()[kind] += 1;
+            totals[kind] += 1;
+        }
+    }
+    let part = |hits: usize, total: usize| hits as f64 / total.max(1) as f64;
+    let mut kept: Vec<(usize, usize)> = (first.iter())
+        .filter(|(_, n)| n[0] > 0 && part(n[0], totals[0]) > part(n[1], totals[1]))
+        .map(|(&token, n)| (token, n[0]))
+        .collect();
+    kept.sort_by_key(|&(token, n)| (std::cmp::Reverse(n), token));
+    let covered: usize = kept.iter().map(|(_, n)| n).sum();
+    let ids: Vec<usize> = kept.iter().map(|(token, _)| *token).collect();
+    let texts = ids.iter().map(|&id| session.model().token_text(Token(id as i32))).collect();
+    Ok(RefusalTokens { ids, texts, coverage: Some(part(covered, totals[0])) })
+}
+
+/// Validation prompts that behave as their set should, with the model's plain logits on the harmless ones.
+#[derive(Debug, Clone)]
+pub struct Filtered {
+    /// Harmful prompts with a refusal score above 0.
+    pub harmful: Vec<Prompt>,
+    /// Harmless ones with a score below 0.
+    pub harmless: Vec<Prompt>,
+    /// Plain logits after each harmless prompt, `n_vocab` each.
+    pub base: Vec<Vec<f32>>,
+}
+
+/// Keeps the prompts that the model treats as their set says.
+///
+/// # Errors
+/// As [`Session::prefill`].
+pub fn filter(
+    session: &mut Session<'_>,
+    harmful: &[Prompt],
+    harmless: &[Prompt],
+    tokens: &RefusalTokens,
+) -> Result<Filtered, Error> {
+    let score = |logits: &[f32]| refusal_score(logits, &tokens.ids);
+    let refused = first_logits(session, harmful, None, &mut || ())?;
+    let answered = first_logits(session, harmless, None, &mut || ())?;
+    let harmful =
+        harmful.iter().zip(&refused).filter(|(_, l)| score(l) > 0.0).map(|(p, _)| p.clone()).collect();
+    let kept = harmless.iter().zip(answered).filter(|(_, l)| score(l) < 0.0);
+    let (harmless, base) = kept.map(|(p, l)| (p.clone(), l)).unzip();
+    Ok(Filtered { harmful, harmless, base })
+}
+
+/// Scores every (position, block) of `contrast`; a difference that is zero or not finite scores NaN.
+/// `step` is called after each candidate.
+///
+/// # Errors
+/// As [`Session::prefill`].
+pub fn score(
+    session: &mut Session<'_>,
+    contrast: &Contrast,
+    prompts: &Filtered,
+    tokens: &RefusalTokens,
+    step: &mut dyn FnMut(),
+) -> Result<Vec<Candidate>, Error> {
+    let mut candidates = Vec::new();
+    for (position, block) in contrast.candidates() {
+        let raw = contrast.difference(position, block);
+        let mut candidate = Candidate {
+            position,
+            layer: Layer::output_of(block),
+            bypass: f64::NAN,
+            induce: f64::NAN,
+            kl: f64::NAN,
+        };
+        if let (Ok(ablate), Ok(add)) = (Intervention::ablate(&[&raw]), Intervention::add(block, &raw, 1.0)) {
+            // The three scores ride in the same batches, as sequences of their own.
+            let (ablate, add) = (Arc::new(ablate), Arc::new(add));
+            let job = |p, i| Job { tokens: p, n_out: 1, intervention: Some(Arc::clone(i)) };
+            let bypassed = prompts.harmful.iter().map(|p| job(&p.tokens, &ablate));
+            let ablated = prompts.harmless.iter().map(|p| job(&p.tokens, &ablate));
+            let added = prompts.harmless.iter().map(|p| job(&p.tokens, &add));
+            let jobs: Vec<Job<'_>> = bypassed.chain(ablated).chain(added).collect();
+            let (n, m) = (prompts.harmful.len(), prompts.harmless.len());
+            let [mut bypass, mut divergence, mut induce] = [0.0; 3];
+            session.prefill(&jobs, None, &mut |i, logits| {
+                if i < n {
+                    bypass += refusal_score(logits, &tokens.ids);
+                } else if i < n + m {
+                    divergence += kl(&prompts.base[i - n], logits);
+                } else {
+                    induce += refusal_score(logits, &tokens.ids);
+                }
+            })?;
+            candidate.bypass = bypass / n as f64;
+            candidate.kl = divergence / m as f64;
+            candidate.induce = induce / m as f64;
+        }
+        candidates.push(candidate);
+        step();
+    }
+    Ok(candidates)
+}
