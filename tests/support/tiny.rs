@@ -318,9 +318,18 @@ pub fn unit(n: usize, seed: u64) -> Vec<f32> {
     v.into_iter().map(|x| (f64::from(x) / norm) as f32).collect()
 }
 
-/// Writes a llama of 12 blocks, 1024 wide, about 140 MB, for benches.
+/// Writes a Q8_0 llama of 12 blocks, 1024 wide, about 140 MB, for benches.
 pub fn big_q8_0(path: &Path, seed: u64) -> io::Result<()> {
-    let spec = Spec {
+    big(path, &big_spec(seed), Type::Q8_0)
+}
+
+/// Writes the same in F16, about 270 MB.
+pub fn big_f16(path: &Path, seed: u64) -> io::Result<()> {
+    big(path, &big_spec(seed), Type::F16)
+}
+
+fn big_spec(seed: u64) -> Spec {
+    Spec {
         n_embd: 1024,
         n_head: 16,
         n_head_kv: 4,
@@ -329,11 +338,10 @@ pub fn big_q8_0(path: &Path, seed: u64) -> io::Result<()> {
         n_ctx: 2048,
         seed,
         ..Spec::new(Arch::Llama)
-    };
-    big(path, &spec, Type::Q8_0)
+    }
 }
 
-/// Writes a model whose matrices are of type `ty`, with as little memory as one row takes.
+/// Writes a model whose matrices are of type `ty`, value by value, whatever its size.
 pub fn big(path: &Path, spec: &Spec, ty: Type) -> io::Result<()> {
     let layout = spec.layout();
     let infos: Vec<_> = layout
