@@ -1,1 +1,30 @@
-//! A checked reader and a writer of GGUF files.
+//! GGUF files: a checked reader over `&[u8]`, a writer, and headers amended without touching what is there.
+//!
+//! Versions 2 and 3, little-endian. The reader takes what llama.cpp's loader takes and refuses what it refuses, by an
+//! error with the tensor or key and the offset; it keeps metadata in order and with exact types, and remembers where
+//! everything lay, so that a header can be copied byte for byte.
+
+mod amend;
+mod error;
+mod file;
+mod reader;
+mod summary;
+mod value;
+mod writer;
+
+pub use amend::amended_header;
+pub use error::GgufError;
+pub use file::{GgufFile, fingerprint};
+pub use reader::{Gguf, TensorInfo};
+pub use summary::{ModelSummary, TypeCount};
+pub use value::{Array, Value, ValueType};
+pub use writer::{NewTensor, TensorStream, Writer};
+
+/// The alignment of tensor data when `general.alignment` does not say.
+pub const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// `at` rounded up to a multiple of `alignment` (a power of two); `None` past the end of u64.
+#[must_use]
+pub fn padded(at: u64, alignment: u64) -> Option<u64> {
+    at.checked_add(alignment - 1).map(|x| x & !(alignment - 1))
+}

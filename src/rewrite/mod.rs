@@ -1,1 +1,109 @@
-//! Orthogonalizing the writers of a GGUF file into a new file.
+//! Writing directions out of a model file's weights: plan, execute, verify.
+//!
+//! [`Plan::new`] says which tensors of a file will change and refuses what cannot be done, before anything is written;
+//! [`execute`] streams the file through, one tensor at a time, into an [`OutputFile`](crate::output::OutputFile) and
+//! measures what it wrote; [`verify_untouched`] reads both files and proves that nothing else changed. With nothing to
+//! do the output is the input, byte for byte.
+#![forbid(unsafe_code)]
+
+mod basis;
+mod edit;
+mod execute;
+mod plan;
+mod report;
+mod verify;
+
+pub use execute::{Progress, execute};
+pub use plan::{Options, Plan, PlannedTensor, Tied};
+pub use report::{Report, TensorReport};
+pub use verify::{VerifyError, verify_untouched};
+
+use std::io;
+
+use crate::arch::ArchError;
+use crate::gguf::GgufError;
+use crate::output::OutputError;
+use crate::quant::{CodecError, GgmlType};
+
+/// Why a file cannot be rewritten.
+#[derive(Debug, thiserror::Error)]
+pub enum RewriteError {
+    /// The writers of the file cannot be told.
+    #[error(transparent)]
+    Arch(#[from] ArchError),
+    /// The file's metadata, or the new header, is not as it should be.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// A direction for another width.
+    #[error("direction {index} has n_embd {found}, model has {expected}")]
+    Width {
+        /// The direction's place in the list.
+        index: usize,
+        /// The model's width.
+        expected: usize,
+        /// The direction's length.
+        found: usize,
+    },
+    /// A direction with a NaN or an infinity.
+    #[error("direction {index} has a value that is not finite")]
+    NotFinite {
+        /// The direction's place in the list.
+        index: usize,
+    },
+    /// A direction of length zero, or one that those before it span.
+    #[error("direction {index} is zero or lies in the span of the ones before it ({left:.1e} of its length is left)")]
+    Dependent {
+        /// The direction's place in the list.
+        index: usize,
+        /// What is left of its length when the others are taken out, from 0 to 1.
+        left: f64,
+    },
+    /// A tensor whose type cannot be decoded or written again.
+    #[error("tensor {tensor:?} cannot be rewritten: {source}")]
+    Type {
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with its type.
+        source: CodecError,
+    },
+    /// An architecture for which llama.cpp knows no output matrix of its own.
+    #[error("architecture {arch:?} always uses its token embedding as output matrix: llama.cpp would refuse an output.weight")]
+    CannotUntie {
+        /// The architecture.
+        arch: String,
+    },
+    /// A weight that is NaN or infinite.
+    #[error("tensor {tensor:?}: value {value} at row {row}, column {column} is not finite")]
+    Weight {
+        /// The tensor.
+        tensor: String,
+        /// Row, counted through all slices.
+        row: u64,
+        /// Column.
+        column: usize,
+        /// The value.
+        value: f32,
+    },
+    /// An edited value that the tensor's type cannot hold.
+    #[error("tensor {tensor:?}: the edited value at row {row} is out of range for type {ty}")]
+    Range {
+        /// The tensor.
+        tensor: String,
+        /// Row, counted through all slices.
+        row: u64,
+        /// The type.
+        ty: GgmlType,
+    },
+    /// The plan was made for another file.
+    #[error("plan does not fit the file: tensor {tensor:?} differs")]
+    OtherFile {
+        /// The tensor.
+        tensor: String,
+    },
+    /// The output file could not be finished.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// The output file could not be written.
+    #[error("{0}")]
+    Write(#[from] io::Error),
+}

@@ -1,0 +1,48 @@
+//! What a rewrite did, measured on the bytes it wrote.
+#![forbid(unsafe_code)]
+
+use serde::Serialize;
+
+use crate::arch::WriterKind;
+use crate::quant::GgmlType;
+
+/// The outcome of a rewrite.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Report {
+    /// Each planned tensor, in the order of the file.
+    pub tensors: Vec<TensorReport>,
+    /// The largest leak of an edited tensor; 0 when none was.
+    pub max_leak: f64,
+    /// Tensors whose bytes were written anew.
+    pub n_edited: usize,
+    /// Tensors copied byte for byte, planned ones with nothing along the directions included.
+    pub n_untouched: usize,
+    /// Whether the original embedding was added as `output.weight`.
+    pub untied: bool,
+    /// Length of the file written.
+    pub file_size: u64,
+}
+
+/// What happened to one tensor. R holds the unit directions as this tensor sees them (behind a norm: γ⊙r), W is the
+/// input, W' = W − R(RᵀW) the exact edit, Ŵ what the written bytes decode to; norms are Frobenius, experts together.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TensorReport {
+    /// The tensor.
+    pub name: String,
+    /// Its type, before and after.
+    pub r#type: GgmlType,
+    /// What it is.
+    pub kind: WriterKind,
+    /// Its block, 0-based.
+    pub block: Option<usize>,
+    /// Whether anything was to be edited: false when RᵀW is zero, and the bytes are those of the input.
+    pub edited: bool,
+    /// ‖RᵀŴ‖ / ‖RᵀW‖: 0 is a perfect ablation, 1 none.
+    pub leak: f64,
+    /// ‖Ŵ − W'‖ / ‖W − W'‖: how far the written matrix is from the exact edit, in units of the edit.
+    pub distance: f64,
+    /// ‖RᵀW‖ / ‖W‖: the share of the matrix that lies along the directions.
+    pub share: f64,
+    /// Its bytes.
+    pub bytes: u64,
+}
