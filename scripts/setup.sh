@@ -115,13 +115,9 @@ try_wheels() {
     {
         if python3 -m pip --version; then
             pip='python3 -m pip'
-        elif python3 -m venv .tools/venv; then
-            pip=.tools/venv/bin/pip
         else
-            # A Python without pip or venv: pip as one file, from its makers.
-            python3 -c 'import sys, urllib.request as r; r.urlretrieve(sys.argv[1], sys.argv[2])' \
-                https://bootstrap.pypa.io/pip/pip.pyz .tools/pip.pyz || return 1
-            pip='python3 .tools/pip.pyz'
+            python3 -m venv .tools/venv || return 1
+            pip=.tools/venv/bin/pip
         fi
         # shellcheck disable=SC2086 # pip is a command line, list is a list
         PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 \

@@ -3,6 +3,13 @@
 //! Shapes: a [`Means`] holds `n_pos × n_block × n_embd` sums in f64, position −1 (the last token) first.
 #![forbid(unsafe_code)]
 
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::direction::Provenance;
+use crate::gguf::{GgufError, GgufFile, Writer};
+use crate::output::{OutputError, OutputFile};
+use crate::quant::{self, GgmlType};
 use crate::runtime::{CapturePlan, Error, Job, Prompt, Session, Site};
 
 /// Running means of the stream at the output of each block, for the last `n_pos` positions of a prompt.
@@ -22,17 +29,6 @@ impl Means {
     pub fn new(n_pos: usize, n_block: usize, n_embd: usize) -> Self {
         let cells = n_pos * n_block;
         Self { n_pos, n_block, n_embd, counts: vec![0; cells], sums: vec![0.0; cells * n_embd] }
-    }
-
-    /// Means as they were computed earlier; `values` in the order of [`Means::mean`]'s positions −1, −2, … then blocks.
-    ///
-    /// # Panics
-    /// Where `values` is not `n_pos · n_block · n_embd` long.
-    #[must_use]
-    pub fn from_means(n_pos: usize, n_block: usize, n_embd: usize, values: &[f32]) -> Self {
-        assert_eq!(values.len(), n_pos * n_block * n_embd);
-        let sums = values.iter().map(|&x| f64::from(x)).collect();
-        Self { n_pos, n_block, n_embd, counts: vec![1; n_pos * n_block], sums }
     }
 
     /// (positions, blocks, width).
@@ -77,7 +73,48 @@ pub struct Contrast {
     pub harmful: Means,
     /// Over those that do not.
     pub harmless: Means,
+    /// The model and the prompts.
+    pub source: Provenance,
 }
+
+/// Why a directions file cannot be saved or loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum ContrastError {
+    /// Not a GGUF file, or one that cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: GgufError,
+    },
+    /// Another kind of GGUF file.
+    #[error("{}: not a directions file of `ggsteer extract`: general.architecture is {found:?}", path.display())]
+    Kind {
+        /// The file.
+        path: PathBuf,
+        /// Its architecture.
+        found: String,
+    },
+    /// Means that are missing, or of a shape that does not fit.
+    #[error("{}: tensor {name:?} is {found}, expected {expected}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its type and shape.
+        found: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// The output file could not be finished.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+/// `general.architecture` of a directions file.
+const KIND: &str = "ggsteer-directions";
 
 impl Contrast {
     /// mean(harmful) − mean(harmless), `n_embd`, at `position` and the output of `block`.
@@ -93,6 +130,79 @@ impl Contrast {
         (1..=n_pos as i32).flat_map(move |back| (0..n_block).map(move |block| (-back, block)))
     }
 }
+
+/// Directions files: GGUF with three F32 tensors of ne = \[n_embd, n_block, n_pos\], position −1 first.
+impl Contrast {
+    /// Writes the means and the raw differences.
+    ///
+    /// # Errors
+    /// A disk that refuses.
+    pub fn save_to(&self, mut out: OutputFile) -> Result<(), ContrastError> {
+        let path = out.path().to_path_buf();
+        let (n_pos, n_block, n_embd) = self.harmful.shape();
+        let ne = [n_embd, n_block, n_pos].map(|n| n as u64);
+        let mut writer = Writer::new().key("general.architecture", KIND);
+        if let Some(architecture) = &self.source.architecture {
+            writer = writer.key("ggsteer.model.architecture", architecture.as_str());
+        }
+        for (key, value) in self.source.origin_keys() {
+            writer = writer.key(key, value);
+        }
+        for name in NAMES {
+            writer = writer.tensor(name, &ne, GgmlType::F32);
+        }
+        let bytes = |of: &dyn Fn(i32, usize) -> Vec<f32>| -> Vec<u8> {
+            self.candidates().flat_map(|(p, il)| of(p, il)).flat_map(f32::to_le_bytes).collect()
+        };
+        let means = |means: &Means| bytes(&|p, il| means.mean(p, il).iter().map(|&x| x as f32).collect());
+        let written = writer.start(&mut out).and_then(|mut stream| {
+            stream.data(&means(&self.harmful))?;
+            stream.data(&means(&self.harmless))?;
+            stream.data(&bytes(&|p, il| self.difference(p, il)))?;
+            stream.finish()?.flush()?;
+            Ok(())
+        });
+        written.map_err(|source| ContrastError::Gguf { path, source })?;
+        Ok(out.commit()?)
+    }
+
+    /// Reads the means back.
+    ///
+    /// # Errors
+    /// See [`ContrastError`].
+    pub fn load(path: &Path) -> Result<Self, ContrastError> {
+        let fail = |source| ContrastError::Gguf { path: path.to_path_buf(), source };
+        let file = GgufFile::open(path).map_err(fail)?;
+        let kind = file.arch().map_err(fail)?;
+        if kind != KIND {
+            return Err(ContrastError::Kind { path: path.to_path_buf(), found: kind.into() });
+        }
+        let mut source = Provenance::read(&file);
+        source.architecture = file.get_str("ggsteer.model.architecture").ok().map(Into::into);
+        let shape = file.tensor(NAMES[0]).map(|t| t.ne);
+        let mut means = NAMES[..2].iter().map(|&name| -> Result<Means, ContrastError> {
+            let info = file.tensor(name);
+            let plain = info.filter(|t| t.ty == GgmlType::F32 && Some(t.ne) == shape && t.ne[3] == 1);
+            let info = plain.ok_or_else(|| ContrastError::Tensor {
+                path: path.to_path_buf(),
+                name: name.into(),
+                found: info.map_or("missing".into(), |t| format!("{} {:?}", t.ty, t.shape())),
+                expected: format!("F32 [n_embd, n_block, n_pos] {shape:?}"),
+            })?;
+            let mut values = vec![0.0; info.elements() as usize];
+            quant::decode(info.ty, file.tensor_data(info), &mut values)
+                .expect("an f32 tensor holds its elements: checked when the file was read");
+            let [n_embd, n_block, n_pos] = [0, 1, 2].map(|i| info.ne[i] as usize);
+            let sums = values.into_iter().map(f64::from).collect();
+            Ok(Means { n_pos, n_block, n_embd, counts: vec![1; n_pos * n_block], sums })
+        });
+        let mut next = || means.next().expect("two names");
+        Ok(Self { harmful: next()?, harmless: next()?, source })
+    }
+}
+
+/// The tensors of a directions file.
+const NAMES: [&str; 3] = ["harmful.mean", "harmless.mean", "difference"];
 
 /// Post-instruction positions that all prompts share.
 #[must_use]
@@ -135,10 +245,37 @@ mod tests {
         harmful.add(-2, 1, &[3.0, 6.0]);
         let mut harmless = Means::new(2, 3, 2);
         harmless.add(-2, 1, &[1.0, 1.0]);
-        let contrast = Contrast { harmful, harmless };
+        let source = Provenance { model_name: Some("tiny".into()), ..Provenance::default() };
+        let contrast = Contrast { harmful, harmless, source };
         assert_eq!(contrast.difference(-2, 1), [1.0, 3.0]);
         assert!(contrast.difference(-1, 0)[0].is_nan(), "nothing measured there");
         let all: Vec<_> = contrast.candidates().collect();
         assert_eq!((all.len(), all[0], all[5]), (6, (-1, 0), (-2, 2)));
+    }
+    #[test]
+    fn a_directions_file_gives_the_means_back() {
+        let mut means = [Means::new(2, 2, 3), Means::new(2, 2, 3)];
+        for (i, m) in means.iter_mut().enumerate() {
+            for position in [-1, -2] {
+                for block in 0..2 {
+                    m.add(position, block, &[i as f32, position as f32, block as f32]);
+                }
+            }
+        }
+        let [harmful, harmless] = means;
+        let source = Provenance {
+            architecture: Some("llama".into()),
+            model_name: Some("tiny".into()),
+            n_harmful: Some(1),
+            ..Provenance::default()
+        };
+        let contrast = Contrast { harmful, harmless, source };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("directions.gguf");
+        contrast.save_to(OutputFile::create(&path, false, &[]).unwrap()).unwrap();
+        let read = Contrast::load(&path).unwrap();
+        assert_eq!((&read.harmful, &read.harmless), (&contrast.harmful, &contrast.harmless));
+        assert_eq!(read.source.model_name, contrast.source.model_name);
+        assert_eq!((read.source.architecture.as_deref(), read.source.n_harmful), (Some("llama"), Some(1)));
     }
 }

@@ -34,6 +34,22 @@ pub enum WriterKind {
     FfnDownShared,
 }
 
+impl std::fmt::Display for WriterKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::TokenEmbedding => "token embedding",
+            Self::PositionEmbedding => "position embedding",
+            Self::EmbeddingNormBias => "embedding norm bias",
+            Self::AttentionOutput => "attention output",
+            Self::AttentionOutputBias => "attention output bias",
+            Self::FfnDown => "FFN down",
+            Self::FfnDownBias => "FFN down bias",
+            Self::FfnDownExperts => "FFN down, experts",
+            Self::FfnDownShared => "FFN down, shared expert",
+        })
+    }
+}
+
 /// Along which axis of the tensor the residual stream runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -474,9 +490,13 @@ mod tests {
 
     #[test]
     fn experts_are_placed_and_only_where_they_belong() {
-        let experts = |file: File| block(file).tensor("blk.0.ffn_down_exps.weight", &[N, N, 4], GgmlType::F32);
+        let experts =
+            |file: File| block(file).tensor("blk.0.ffn_down_exps.weight", &[N, N, 4], GgmlType::F32);
         for arch in ["llama", "qwen3moe", "granite", "deepseek2"] {
-            assert!(names(experts(base(arch))).unwrap().contains(&"blk.0.ffn_down_exps.weight".into()), "{arch}");
+            assert!(
+                names(experts(base(arch))).unwrap().contains(&"blk.0.ffn_down_exps.weight".into()),
+                "{arch}"
+            );
         }
         let shared = experts(base("qwen2moe")).tensor("blk.0.ffn_down_shexp.weight", &[32, N], GgmlType::F32);
         assert_eq!(names(shared).unwrap().len(), 4);
@@ -493,8 +513,11 @@ mod tests {
             if !norms {
                 return file;
             }
-            file.tensor("blk.0.post_attention_norm.weight", &[N], GgmlType::F32)
-                .tensor("blk.0.post_ffw_norm.weight", &[N], GgmlType::F32)
+            file.tensor("blk.0.post_attention_norm.weight", &[N], GgmlType::F32).tensor(
+                "blk.0.post_ffw_norm.weight",
+                &[N],
+                GgmlType::F32,
+            )
         };
         let all = writers(&parse(file(true))).unwrap();
         assert_eq!(all[1].norm_after.as_deref(), Some("blk.0.post_attention_norm.weight"));
@@ -507,9 +530,11 @@ mod tests {
 
     #[test]
     fn bloom_has_a_centred_norm_behind_its_embedding() {
-        let file = dense_block(base("bloom"))
-            .tensor("token_embd_norm.weight", &[N], GgmlType::F32)
-            .tensor("token_embd_norm.bias", &[N], GgmlType::F32);
+        let file = dense_block(base("bloom")).tensor("token_embd_norm.weight", &[N], GgmlType::F32).tensor(
+            "token_embd_norm.bias",
+            &[N],
+            GgmlType::F32,
+        );
         let all = writers(&parse(file)).unwrap();
         assert!(all[0].norm_centred && all[0].norm_after.is_some());
         assert_eq!((all[1].kind, all[1].norm_after.as_ref()), (WriterKind::EmbeddingNormBias, None));
@@ -543,9 +568,11 @@ mod tests {
 
     #[test]
     fn blocks_for_further_tokens_are_left_alone() {
-        let file = dense_block(base("deepseek2"))
-            .key("deepseek2.nextn_predict_layers", 1u32)
-            .tensor("blk.1.nextn.eh_proj.weight", &[2 * N, N], GgmlType::F32);
+        let file = dense_block(base("deepseek2")).key("deepseek2.nextn_predict_layers", 1u32).tensor(
+            "blk.1.nextn.eh_proj.weight",
+            &[2 * N, N],
+            GgmlType::F32,
+        );
         // One block in all, and that one is for further tokens: only the embedding is left.
         assert_eq!(names(file).unwrap_err().to_string().matches("blk.1.nextn").count(), 1);
         let file = File::new()
@@ -565,7 +592,9 @@ mod tests {
         let split = names(dense_block(base("llama")).key("split.count", 3u32));
         assert!(matches!(split, Err(ArchError::Split { count: 3 })));
         let gone = names(base("llama").tensor("blk.0.attn_output.weight", &[N, N], GgmlType::F32));
-        assert!(gone.unwrap_err().to_string().contains("blk.0.ffn_down.weight or blk.0.ffn_down_exps.weight"));
+        assert!(
+            gone.unwrap_err().to_string().contains("blk.0.ffn_down.weight or blk.0.ffn_down_exps.weight")
+        );
         let shape = names(block(base("llama")).tensor("blk.0.ffn_down.weight", &[N, 32], GgmlType::F32));
         assert!(matches!(shape, Err(ArchError::Shape { .. })));
         let endless = File::new()

@@ -197,6 +197,15 @@ impl Direction {
         Ok(())
     }
 
+    /// SHA-256 of the vector's bytes (little-endian f32), in hex: which direction a rewritten file has lost.
+    #[must_use]
+    pub fn sha256(&self) -> String {
+        use sha2::{Digest, Sha256};
+        let mut hash = Sha256::new();
+        self.vector.iter().for_each(|x| hash.update(x.to_le_bytes()));
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// Loads a direction from a control-vector file, of ggsteer or of another tool. A file with several needs `block`.
     ///
     /// # Errors
@@ -206,10 +215,9 @@ impl Direction {
         let at = || path.to_path_buf();
         let fail = |source| match source {
             // Names the path itself.
-            GgufError::Io { path, source } => DirectionError::Gguf {
-                path: path.clone(),
-                source: GgufError::Write(source),
-            },
+            GgufError::Io { path, source } => {
+                DirectionError::Gguf { path: path.clone(), source: GgufError::Write(source) }
+            }
             source => DirectionError::Gguf { path: at(), source },
         };
         let file = GgufFile::open(path).map_err(fail)?;
@@ -289,11 +297,25 @@ impl Direction {
 }
 
 impl Provenance {
-    /// The keys of a file, in their order there. `norm` stands in for an unknown raw norm.
-    fn keys(&self, norm: f64) -> Vec<(&'static str, Value)> {
+    /// The keys that say which model and which prompts, as in every file of ours.
+    pub(crate) fn origin_keys(&self) -> Vec<(&'static str, Value)> {
         let string = |s: &Option<String>| s.as_deref().map(Value::from);
-        let default = |s: &Option<String>, other: &str| Some(Value::from(s.as_deref().unwrap_or(other)));
         let created_by = concat!("ggsteer ", env!("CARGO_PKG_VERSION"));
+        let keys = [
+            ("ggsteer.model.fingerprint", string(&self.model_fingerprint)),
+            ("ggsteer.model.name", string(&self.model_name)),
+            ("ggsteer.prompts.harmful.sha256", string(&self.prompts_harmful_sha256)),
+            ("ggsteer.prompts.harmless.sha256", string(&self.prompts_harmless_sha256)),
+            ("ggsteer.prompts.harmful.count", self.n_harmful.map(Value::from)),
+            ("ggsteer.prompts.harmless.count", self.n_harmless.map(Value::from)),
+            ("ggsteer.created_by", Some(Value::from(self.created_by.as_deref().unwrap_or(created_by)))),
+        ];
+        keys.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
+    }
+
+    /// The keys of a direction file, in their order there. `norm` stands in for an unknown raw norm.
+    fn keys(&self, norm: f64) -> Vec<(&'static str, Value)> {
+        let default = |s: &Option<String>, other: &str| Some(Value::from(s.as_deref().unwrap_or(other)));
         let score = |f: fn(&Scores) -> f64| self.scores.as_ref().map(|s| Value::F64(f(s)));
         [
             ("glp.mode", default(&self.mode, "project")),
@@ -305,21 +327,15 @@ impl Provenance {
             ("ggsteer.scores.bypass", score(|s| s.bypass)),
             ("ggsteer.scores.induce", score(|s| s.induce)),
             ("ggsteer.scores.kl", score(|s| s.kl)),
-            ("ggsteer.model.fingerprint", string(&self.model_fingerprint)),
-            ("ggsteer.model.name", string(&self.model_name)),
-            ("ggsteer.prompts.harmful.sha256", string(&self.prompts_harmful_sha256)),
-            ("ggsteer.prompts.harmless.sha256", string(&self.prompts_harmless_sha256)),
-            ("ggsteer.prompts.harmful.count", self.n_harmful.map(Value::from)),
-            ("ggsteer.prompts.harmless.count", self.n_harmless.map(Value::from)),
-            ("ggsteer.created_by", default(&self.created_by, created_by)),
         ]
         .into_iter()
         .filter_map(|(key, value)| Some((key, value?)))
+        .chain(self.origin_keys())
         .collect()
     }
 
     /// What a file says; keys that are missing or of another type are unknown.
-    fn read(file: &GgufFile) -> Self {
+    pub(crate) fn read(file: &GgufFile) -> Self {
         let string = |key: &str| file.get_str(key).ok().map(str::to_string);
         let double = |key: &str| match file.get(key)? {
             Value::F64(x) => Some(*x),
@@ -432,11 +448,8 @@ mod tests {
         assert_eq!(one.meta, Provenance::default());
         one.check_model("anything", 2).unwrap();
 
-        let several = writer().tensor("direction.2", &[2], GgmlType::F32).tensor(
-            "direction.11",
-            &[2],
-            GgmlType::F32,
-        );
+        let several =
+            writer().tensor("direction.2", &[2], GgmlType::F32).tensor("direction.11", &[2], GgmlType::F32);
         write(&path, several, &[&bytes(&[1.0, 2.0]), &bytes(&[3.0, 4.0])]);
         let error = Direction::load(&path, None).unwrap_err().to_string();
         assert!(error.contains("must be chosen") && error.contains("[2, 11]"), "{error}");

@@ -54,21 +54,8 @@ impl Basis {
             if let Some(element) = v.iter().position(|x| !x.is_finite()) {
                 return Err(Error::NotFinite { index, element });
             }
-            let mut u: Vec<f64> = v.iter().map(|&x| f64::from(x)).collect();
-            let length = norm(&u);
-            // The second pass removes what rounding left of the first.
-            for _ in 0..2 {
-                for b in &basis {
-                    let c: f64 = b.iter().zip(&u).map(|(x, y)| x * y).sum();
-                    u.iter_mut().zip(b).for_each(|(x, y)| *x -= c * y);
-                }
-            }
-            let rest = norm(&u);
-            if length == 0.0 || rest <= 1e-6 * length {
-                return Err(Error::Dependent { index });
-            }
-            u.iter_mut().for_each(|x| *x /= rest);
-            basis.push(u);
+            let v = v.iter().map(|&x| f64::from(x)).collect();
+            extend(&mut basis, v).map_err(|_| Error::Dependent { index })?;
         }
         let vectors = basis.iter().map(|u| u.iter().map(|&x| x as f32).collect()).collect();
         Ok(Self { vectors })
@@ -165,8 +152,42 @@ pub fn dot(a: &[f32], b: &[f32]) -> f64 {
     lanes.iter().sum::<f64>() + rest
 }
 
-fn norm(v: &[f64]) -> f64 {
-    v.iter().map(|x| x * x).sum::<f64>().sqrt()
+/// Below this share of its length left, a vector counts as lying in the span of the others: far above f32's rounding,
+/// far below anything two measured directions share.
+pub(crate) const DEPENDENT: f64 = 1e-5;
+
+/// Σ aᵢbᵢ, from first to last.
+pub(crate) fn dot64(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| x * y).sum()
+}
+
+/// Adds `vector`, orthonormalised, to `basis` (Gram-Schmidt, twice). With less than [`DEPENDENT`] of its length left,
+/// adds nothing and returns that share.
+pub(crate) fn extend(basis: &mut Vec<Vec<f64>>, mut vector: Vec<f64>) -> Result<(), f64> {
+    let length = dot64(&vector, &vector).sqrt();
+    if length == 0.0 {
+        return Err(0.0);
+    }
+    for x in &mut vector {
+        *x /= length;
+    }
+    for _ in 0..2 {
+        for other in basis.iter() {
+            let along = dot64(&vector, other);
+            for (x, y) in vector.iter_mut().zip(other) {
+                *x -= along * y;
+            }
+        }
+        let left = dot64(&vector, &vector).sqrt();
+        if left < DEPENDENT {
+            return Err(left);
+        }
+        for x in &mut vector {
+            *x /= left;
+        }
+    }
+    basis.push(vector);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -210,5 +231,36 @@ mod tests {
         assert_eq!(Basis::new(&[[1f32, f32::NAN]]), Err(Error::NotFinite { index: 0, element: 1 }));
         let ragged: [&[f32]; 2] = [&[1., 0.], &[0., 1., 0.]];
         assert_eq!(Basis::new(&ragged), Err(Error::Width { index: 1, expected: 2, found: 3 }));
+    }
+
+    #[test]
+    fn spans_the_same_and_is_orthonormal() {
+        let given = [[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.1], [0.0, 0.0, 1.0, 0.0]];
+        let mut basis = Vec::new();
+        for v in given {
+            extend(&mut basis, v.to_vec()).unwrap();
+        }
+        for (i, a) in basis.iter().enumerate() {
+            for (j, b) in basis.iter().enumerate() {
+                assert!((dot64(a, b) - f64::from(u8::from(i == j))).abs() < 1e-14);
+            }
+        }
+        for v in given {
+            let mut rest = v.to_vec();
+            for b in &basis {
+                let along = dot64(&v, b);
+                rest.iter_mut().zip(b).for_each(|(x, y)| *x -= along * y);
+            }
+            assert!(dot64(&rest, &rest).sqrt() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn zero_and_dependent_are_refused() {
+        let mut basis = Vec::new();
+        assert_eq!(extend(&mut basis, vec![0.0; 3]), Err(0.0));
+        extend(&mut basis, vec![1.0, 1.0, 0.0]).unwrap();
+        assert!(extend(&mut basis, vec![-2.0, -2.0, 1e-9]).is_err());
+        assert_eq!(basis.len(), 1);
     }
 }

@@ -144,7 +144,8 @@ impl OutputFile {
     /// overwriting was not asked for; nothing is left behind then.
     pub fn commit(self) -> Result<(), OutputError> {
         let Self { path, folder, force, file } = self;
-        let fail = |doing: &'static str, source: io::Error| OutputError::Io { path: path.clone(), doing, source };
+        let fail =
+            |doing: &'static str, source: io::Error| OutputError::Io { path: path.clone(), doing, source };
         let file = file.into_inner().map_err(|e| fail("write", e.into_error()))?;
         file.as_file().sync_all().map_err(|e| fail("sync", e))?;
         let kept = if force { file.persist(&path) } else { file.persist_noclobber(&path) };

@@ -108,7 +108,11 @@ impl Gguf {
             Some((_, Value::U32(n))) if n.is_power_of_two() => u64::from(*n),
             Some((_, Value::U32(n))) => return Err(GgufError::Alignment(u64::from(*n))),
             Some((key, value)) => {
-                return Err(GgufError::KeyType { key: key.clone(), expected: "u32", found: value.describe() });
+                return Err(GgufError::KeyType {
+                    key: key.clone(),
+                    expected: "u32",
+                    found: value.describe(),
+                });
             }
         };
 
@@ -436,7 +440,8 @@ impl<'a> Cursor<'a> {
             *n = self.u64(&what)?;
         }
         let id = self.u32(&what)?;
-        let ty = GgmlType::from_id(id).map_err(|_| GgufError::TensorType { name: name.clone(), found: id })?;
+        let ty =
+            GgmlType::from_id(id).map_err(|_| GgufError::TensorType { name: name.clone(), found: id })?;
         let bytes = tensor_bytes(&name, ne, ty)?;
         let offset = self.u64(&what)?;
         Ok(TensorInfo { name, n_dims, ne, ty, offset, bytes })

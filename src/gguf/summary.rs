@@ -61,11 +61,9 @@ impl ModelSummary {
                     count.tensors += 1;
                     count.bytes += tensor.bytes;
                 }
-                None => types.push(TypeCount {
-                    r#type: tensor.ty.name().into(),
-                    tensors: 1,
-                    bytes: tensor.bytes,
-                }),
+                None => {
+                    types.push(TypeCount { r#type: tensor.ty.name().into(), tensors: 1, bytes: tensor.bytes })
+                }
             }
         }
         types.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.r#type.cmp(&b.r#type)));

@@ -136,7 +136,8 @@ impl Writer {
         let header = self.header()?;
         let alignment = self.alignment()?;
         out.write_all(&header)?;
-        let due = self.tensors.iter().map(|t| Ok((t.name.clone(), t.bytes()?))).collect::<Result<Vec<_>>>()?;
+        let due =
+            self.tensors.iter().map(|t| Ok((t.name.clone(), t.bytes()?))).collect::<Result<Vec<_>>>()?;
         Ok(TensorStream { out, alignment, due, current: 0, given: 0 })
     }
 }

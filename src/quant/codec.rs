@@ -18,7 +18,9 @@ pub enum CodecError {
     #[error("type {0} cannot be encoded without an importance matrix")]
     NeedsImportance(GgmlType),
     /// The importance does not match the row length, or has a value that is not finite or below zero.
-    #[error("importance needs {expected} finite values of at least 0, found {found} values, {usable} of them usable")]
+    #[error(
+        "importance needs {expected} finite values of at least 0, found {found} values, {usable} of them usable"
+    )]
     Importance {
         /// Elements in a row.
         expected: usize,

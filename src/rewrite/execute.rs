@@ -148,9 +148,7 @@ fn norm_weights(file: &GgufFile, norm: &str) -> Result<Vec<f32>, RewriteError> {
         .map_err(|source| RewriteError::Type { tensor: tensor(), source })?;
     match gamma.iter().position(|x| !x.is_finite()) {
         None => Ok(gamma),
-        Some(column) => {
-            Err(RewriteError::Weight { tensor: tensor(), row: 0, column, value: gamma[column] })
-        }
+        Some(column) => Err(RewriteError::Weight { tensor: tensor(), row: 0, column, value: gamma[column] }),
     }
 }
 

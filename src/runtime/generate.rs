@@ -94,8 +94,8 @@ impl Session<'_> {
                 .collect();
             self.decode(&items, None)?;
             let mut end = 0;
-            for seq in 0..n_slots {
-                let Some(slot) = &mut slots[seq] else { continue };
+            for (seq, entry) in slots.iter_mut().enumerate() {
+                let Some(slot) = entry else { continue };
                 end += slot.pending.len();
                 slot.length += slot.pending.len();
                 let drawn = slot.sampler.sample(self.logits(end - 1)).ok_or(Error::NoNumber)?;
@@ -111,8 +111,9 @@ impl Session<'_> {
                         slot.shown = whole;
                     }
                 }
-                if ended || slot.tokens.len() >= options.max_tokens {
-                    let slot = slots[seq].take().expect("just seen");
+                if (ended || slot.tokens.len() >= options.max_tokens)
+                    && let Some(slot) = entry.take()
+                {
                     let finish = if ended { Finish::Stop } else { Finish::Length };
                     let text = String::from_utf8_lossy(&slot.bytes).into_owned();
                     let completion = Completion { text, tokens: slot.tokens, finish };
@@ -122,7 +123,7 @@ impl Session<'_> {
                 }
             }
         }
-        Ok(done.into_iter().map(|c| c.expect("the loop ends when all are done")).collect())
+        Ok(done.into_iter().flatten().collect())
     }
 }
 

@@ -321,8 +321,7 @@ impl Hook {
             intervention.ablate.ablate(x);
             if let Some(block) = output_of {
                 let (component, norm) = intervention.ablate.component(x);
-                // Negated, so that a NaN fails too.
-                if !(component <= ABLATED * norm) {
+                if component > ABLATED * norm || !component.is_finite() {
                     return Err(HookError::NotAblated { block, token, component, norm });
                 }
             }

@@ -111,10 +111,11 @@ fn by_rank(a: &(usize, f64), b: &(usize, f64)) -> Ordering {
 /// Steele, Lea, Flood 2014: a counter and a mixing function, sound for any seed and more than good enough for
 /// text.
 #[derive(Debug, Clone, PartialEq)]
-struct SplitMix64(u64);
+pub struct SplitMix64(pub u64);
 
 impl SplitMix64 {
-    fn next(&mut self) -> u64 {
+    /// 64 random bits.
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

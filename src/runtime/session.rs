@@ -199,9 +199,10 @@ impl<'m> Session<'m> {
         if let Some(error) = hook.refused() {
             return Err(error.into());
         }
-        // SAFETY: only the lifetime is erased; the pointer is taken back right after the decode that may use it.
-        hook.set_sink(sink.map(|s| unsafe {
-            std::mem::transmute::<*mut Sink<'_>, *mut Sink<'static>>(std::ptr::from_mut(s))
+        hook.set_sink(sink.map(|s| {
+            // SAFETY: only the lifetime is erased; the pointer is taken back right after the decode that may use it.
+            let s: &mut Sink<'static> = unsafe { std::mem::transmute(s) };
+            std::ptr::from_mut(s)
         }));
         log::take_complaints();
         let decoded = self.ctx.decode(&mut self.batch);

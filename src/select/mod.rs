@@ -156,7 +156,7 @@ mod tests {
     /// Model, position, paper layer, bypass, induce, KL, whether it was selected.
     type Row = (String, i32, usize, f64, f64, f64, u8);
 
-    const PUBLISHED: &str = include_str!("../tests/fixtures/published-candidate-scores.csv");
+    const PUBLISHED: &str = include_str!("../../tests/fixtures/published-candidate-scores.csv");
 
     fn candidate(position: i32, layer: usize, bypass: f64, induce: f64, kl: f64) -> Candidate {
         Candidate { position, layer: Layer::from_paper(layer), bypass, induce, kl }

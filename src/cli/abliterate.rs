@@ -1,0 +1,236 @@
+//! `ggsteer abliterate`: measure, select, rewrite, verify and evaluate in one go.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use ggsteer::direction::Direction;
+use ggsteer::evaluate::Markers;
+use ggsteer::evaluate::run::{Answer, Evaluation, Options, Set};
+use ggsteer::intervention::Intervention;
+use ggsteer::output::OutputFile;
+use ggsteer::prompts::PromptSet;
+use ggsteer::runtime::Model;
+use ggsteer::runtime::sampling::SplitMix64;
+use serde::Serialize;
+
+use super::args::{MarkerArgs, PromptArgs, RunArgs, Sets, describe, tokenize};
+use super::evaluate::{Base, evaluate, evaluation_table};
+use super::orthogonalize::TiedArg;
+use super::select::{Chosen, TokenArgs};
+use super::steps;
+use super::ui::{Ui, bytes};
+
+/// Measure the direction, choose it, write it out of the model, and prove it, in one go
+///
+/// Of each prompt set, a fifth (by --seed) is kept for choosing and a fifth for evaluating; the rest is measured on.
+///
+/// Example: ggsteer abliterate model.gguf --harmful a.txt --harmless b.txt -o out.gguf
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    /// The model
+    model: PathBuf,
+    #[command(flatten)]
+    prompts: PromptArgs,
+    /// Where to write the new model
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+    /// Keep the chosen direction there
+    #[arg(long, value_name = "FILE")]
+    save_direction: Option<PathBuf>,
+    /// Overwrite existing outputs
+    #[arg(long)]
+    force: bool,
+    /// What to do with a token embedding that is the output head too
+    #[arg(long, value_enum, default_value_t = TiedArg::Edit)]
+    tied: TiedArg,
+    /// The most tokens of an answer in the evaluation
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+    max_tokens: usize,
+    /// Seed of the split of the prompt sets
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    tokens: TokenArgs,
+    #[command(flatten)]
+    markers: MarkerArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Serialize)]
+struct Output<'a> {
+    model: String,
+    output: String,
+    n_train: [usize; 2],
+    n_validation: [usize; 2],
+    n_test: [usize; 2],
+    seed: u64,
+    direction: Chosen,
+    before: &'a Evaluation,
+    ablated: &'a Evaluation,
+    after: &'a Evaluation,
+    max_leak: f64,
+    n_edited: usize,
+    n_untouched: usize,
+}
+
+impl Args {
+    pub fn run(self, ui: Ui) -> Result<()> {
+        let out = OutputFile::create(&self.output, self.force, &[&self.model])?;
+        let out_direction = (self.save_direction.as_ref())
+            .map(|path| OutputFile::create(path, self.force, &[&self.model]))
+            .transpose()?;
+        let sets = self.prompts.load()?;
+        let markers = self.markers.load()?;
+        let (harmful, harmless) = (split(&sets.harmful, self.seed)?, split(&sets.harmless, self.seed)?);
+        let [train, validation, test] =
+            [0, 1, 2].map(|i| Sets { harmful: harmful[i].clone(), harmless: harmless[i].clone() });
+        let model = self.run.load(&self.model)?;
+        describe(ui, &model);
+        let tokens = self.tokens.load(&model)?;
+        let found = find(ui, &self.run, &model, &train, &validation, &markers, tokens)?;
+        if let Some(out) = out_direction {
+            found.direction.save_to(out)?;
+        }
+        let (_, report) = steps::orthogonalize(
+            ui,
+            &self.model,
+            std::slice::from_ref(&found.direction),
+            self.tied.into(),
+            out,
+        )?;
+        let options = Options { max_tokens: self.max_tokens, markers };
+        let proof = prove(ui, &self.run, &model, &found.direction, &self.output, &test, &options)?;
+        let output = Output {
+            model: self.model.display().to_string(),
+            output: self.output.display().to_string(),
+            n_train: [train.harmful.len(), train.harmless.len()],
+            n_validation: [validation.harmful.len(), validation.harmless.len()],
+            n_test: [test.harmful.len(), test.harmless.len()],
+            seed: self.seed,
+            direction: Chosen::of(&found.direction),
+            before: &proof.before.0,
+            ablated: &proof.ablated.0,
+            after: &proof.after.0,
+            max_leak: report.max_leak,
+            n_edited: report.n_edited,
+            n_untouched: report.n_untouched,
+        };
+        ui.print(&output, || {
+            let d = &output.direction;
+            let rows = [("before", output.before), ("run-time ablation", output.ablated), ("written file", output.after)];
+            format!(
+                "direction: output of block {}, position {}, length {:.3}\n{}\n{} tensors rewritten, {} byte-identical; \
+                 largest leak {:.5}; {} written to {}\n",
+                d.block,
+                d.position.unwrap_or(-1),
+                d.raw_norm,
+                evaluation_table(&rows),
+                report.n_edited,
+                report.n_untouched,
+                report.max_leak,
+                bytes(report.file_size),
+                output.output
+            )
+        })
+    }
+}
+
+/// Training, validation and test part of a set: three, one and one fifth, shuffled by the seed.
+fn split(set: &PromptSet, seed: u64) -> Result<[PromptSet; 3]> {
+    let n = set.len();
+    if n < 10 {
+        bail!(
+            "{}: {n} prompts; at least 10 are needed to measure, choose and evaluate on different ones",
+            set.source
+        );
+    }
+    let mut prompts = set.prompts.clone();
+    // Fisher–Yates.
+    let mut random = SplitMix64(seed);
+    for i in (1..n).rev() {
+        prompts.swap(i, (random.next() % (i as u64 + 1)) as usize);
+    }
+    let test = prompts.split_off(n - n / 5);
+    let validation = prompts.split_off(prompts.len() - n / 5);
+    Ok([prompts, validation, test].map(|part| PromptSet::new(part, set.source.clone())))
+}
+
+/// The chosen direction with all that led to it.
+pub struct Found {
+    pub choice: steps::Choice,
+    pub direction: Direction,
+}
+
+/// Measures on `train` and chooses on `validation`.
+pub fn find(
+    ui: Ui,
+    run: &RunArgs,
+    model: &Model,
+    train: &Sets,
+    validation: &Sets,
+    markers: &Markers,
+    tokens: Option<ggsteer::select::grid::RefusalTokens>,
+) -> Result<Found> {
+    let sets = [tokenize(model, &train.harmful)?, tokenize(model, &train.harmless)?];
+    let contrast = steps::measure(ui, run, model, [&sets[0], &sets[1]], steps::source(model, train)?)?;
+    let sets = [tokenize(model, &validation.harmful)?, tokenize(model, &validation.harmless)?];
+    let choice = steps::select(ui, run, model, &contrast, [&sets[0], &sets[1]], markers, tokens)?;
+    let direction = choice.direction(&contrast)?;
+    Ok(Found { choice, direction })
+}
+
+/// An evaluation with its answers, \[harmful, harmless\].
+pub type Evaluated = (Evaluation, [Vec<Answer>; 2]);
+
+/// The model before, under run-time ablation, and as rewritten.
+pub struct Proof {
+    pub base: Base,
+    pub test: [Set; 2],
+    pub before: Evaluated,
+    pub ablated: Evaluated,
+    pub after: Evaluated,
+}
+
+/// Evaluates all three on `test`.
+pub fn prove(
+    ui: Ui,
+    run: &RunArgs,
+    model: &Model,
+    direction: &Direction,
+    written: &Path,
+    test: &Sets,
+    options: &Options,
+) -> Result<Proof> {
+    let test = [tokenize(model, &test.harmful)?, tokenize(model, &test.harmless)?];
+    let sets = [&test[0], &test[1]];
+    let base = Base::measure(run, model, sets[0], sets[1])?;
+    let ablation = Arc::new(Intervention::ablate(&[&direction.vector])?);
+    let before = evaluate(ui, run, model, sets, None, &base, options)?;
+    let ablated = evaluate(ui, run, model, sets, Some(&ablation), &base, options)?;
+    let rewritten = run.load(written)?;
+    let after = evaluate(ui, run, &rewritten, sets, None, &base, options)?;
+    Ok(Proof { base, test, before, ablated, after })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_set_never_overlap_and_depend_on_the_seed_alone() {
+        let set = PromptSet::new((0..53).map(|i| format!("prompt {i}")).collect(), "made");
+        let parts = split(&set, 7).unwrap();
+        assert_eq!(parts.each_ref().map(PromptSet::len), [33, 10, 10]);
+        let mut all: Vec<&String> = parts.iter().flat_map(|p| &p.prompts).collect();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 53);
+        assert_eq!(split(&set, 7).unwrap()[2].prompts, parts[2].prompts);
+        assert_ne!(split(&set, 8).unwrap()[2].prompts, parts[2].prompts);
+        let few = PromptSet::new(vec!["one".into()], "few.txt");
+        assert!(split(&few, 0).unwrap_err().to_string().starts_with("few.txt: 1 prompts"));
+    }
+}

@@ -1,0 +1,150 @@
+//! Arguments that several subcommands share, and what they open.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use ggsteer::direction::Direction;
+use ggsteer::evaluate::refusals::Markers;
+use ggsteer::evaluate::run::Set;
+use ggsteer::gguf::GgufFile;
+use ggsteer::prompts::PromptSet;
+use ggsteer::runtime::template::ChatTemplate;
+use ggsteer::runtime::{Model, ModelOptions, Prompt, Session, SessionOptions};
+
+use super::ui::Ui;
+
+/// How to run a model.
+#[derive(Debug, Clone, Default, Args)]
+pub struct RunArgs {
+    /// Chat template in place of the file's own: a name (chatml, llama2, llama3, gemma, phi3, zephyr) or a Jinja file
+    #[arg(long, value_name = "NAME|FILE")]
+    pub chat_template: Option<String>,
+    /// Threads [default: all]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub threads: usize,
+    /// Blocks to offload to a GPU, where this build has one
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub gpu_layers: u32,
+    /// Tokens computed at once; memory for activations and logits grows with it
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..))]
+    pub batch: u16,
+}
+
+impl RunArgs {
+    /// Loads a model, after our own reader has checked the file.
+    pub fn load(&self, path: &Path) -> Result<Model> {
+        GgufFile::open(path).with_context(|| path.display().to_string())?;
+        let chat_template = match &self.chat_template {
+            None => None,
+            Some(name) => Some(match ChatTemplate::builtin(name) {
+                Some(source) => source.to_string(),
+                None => std::fs::read_to_string(name).with_context(|| {
+                    format!("--chat-template {name}: neither a built-in name nor a readable file")
+                })?,
+            }),
+        };
+        Ok(Model::load(path, &ModelOptions { n_gpu_layers: self.gpu_layers, chat_template })?)
+    }
+
+    /// A context in which `n_seq` sequences of up to `longest` tokens fit.
+    pub fn session<'m>(&self, model: &'m Model, n_seq: usize, longest: usize) -> Result<Session<'m>> {
+        let n_batch = usize::from(self.batch);
+        let options = SessionOptions {
+            n_ctx: n_batch.max(n_seq * longest),
+            n_batch,
+            n_seq,
+            n_threads: self.threads,
+            exact: false,
+        };
+        Ok(Session::new(model, options)?)
+    }
+}
+
+/// Sequences computed side by side.
+pub const PARALLEL: usize = 32;
+
+/// The two prompt sets.
+#[derive(Debug, Clone, Args)]
+pub struct PromptArgs {
+    /// Prompts that show the behaviour: txt (one a line), json, jsonl or csv, with :COLUMN where there are several
+    #[arg(long, visible_alias = "positive", value_name = "FILE[:COLUMN]")]
+    pub harmful: String,
+    /// Prompts that do not
+    #[arg(long, visible_alias = "negative", value_name = "FILE[:COLUMN]")]
+    pub harmless: String,
+    /// Take the first N of each set
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+}
+
+/// Two prompt sets as read.
+pub struct Sets {
+    pub harmful: PromptSet,
+    pub harmless: PromptSet,
+}
+
+impl PromptArgs {
+    /// Reads both sets.
+    pub fn load(&self) -> Result<Sets> {
+        let mut sets =
+            Sets { harmful: PromptSet::load(&self.harmful)?, harmless: PromptSet::load(&self.harmless)? };
+        if let Some(n) = self.limit {
+            if n == 0 {
+                bail!("--limit 0 leaves no prompt");
+            }
+            sets.harmful.prompts.truncate(n);
+            sets.harmless.prompts.truncate(n);
+        }
+        Ok(sets)
+    }
+}
+
+/// Templates and tokenizes a set.
+pub fn tokenize(model: &Model, set: &PromptSet) -> Result<Set> {
+    let prompts = set.prompts.iter().map(|text| Ok(model.prompt(text)?)).collect::<Result<Vec<Prompt>>>()?;
+    Ok(Set { texts: set.prompts.clone(), prompts })
+}
+
+/// Tokens of the longest prompt.
+pub fn longest<'a>(sets: impl IntoIterator<Item = &'a Set>) -> usize {
+    sets.into_iter().flat_map(|s| &s.prompts).map(|p| p.tokens.len()).max().unwrap_or(1)
+}
+
+/// What counts as a refusal.
+#[derive(Debug, Clone, Default, Args)]
+pub struct MarkerArgs {
+    /// Refusal phrases, one a line, in place of the standard ones
+    #[arg(long, value_name = "FILE")]
+    pub markers: Option<PathBuf>,
+}
+
+impl MarkerArgs {
+    /// Reads them.
+    pub fn load(&self) -> Result<Markers> {
+        Ok(match &self.markers {
+            Some(path) => Markers::load(path)?,
+            None => Markers::default(),
+        })
+    }
+}
+
+/// A direction file, checked against the model it is for.
+pub fn direction(path: &Path, block: Option<usize>, model: &Model) -> Result<Direction> {
+    let direction = Direction::load(path, block).with_context(|| path.display().to_string())?;
+    direction
+        .check_model(&model.architecture(), model.n_embd())
+        .with_context(|| path.display().to_string())?;
+    Ok(direction)
+}
+
+/// A remark on what a model is.
+pub fn describe(ui: Ui, model: &Model) {
+    ui.note(&format!(
+        "{}: {}, {} blocks × {}",
+        model.path().display(),
+        model.architecture(),
+        model.n_block(),
+        model.n_embd()
+    ));
+}

@@ -1,0 +1,106 @@
+//! `ggsteer extract`: means and raw differences at every post-instruction position and block.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use ggsteer::activations::Contrast;
+use ggsteer::intervention::dot;
+use ggsteer::output::OutputFile;
+use serde::Serialize;
+
+use super::args::{PromptArgs, RunArgs, describe, tokenize};
+use super::steps;
+use super::ui::{Ui, table};
+
+/// Measure the residual stream on two prompt sets: means and raw differences, all positions and blocks
+///
+/// Example: ggsteer extract model.gguf --harmful a.txt --harmless b.txt -o directions.gguf
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    /// The model
+    model: PathBuf,
+    #[command(flatten)]
+    prompts: PromptArgs,
+    /// Where to write the directions (a GGUF file)
+    #[arg(short, long, value_name = "DIRS")]
+    output: PathBuf,
+    /// Overwrite an existing output
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Serialize)]
+struct Output {
+    model: String,
+    output: String,
+    n_harmful: usize,
+    n_harmless: usize,
+    n_embd: usize,
+    n_block: usize,
+    positions: Vec<i32>,
+    differences: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    position: i32,
+    block: usize,
+    /// ‖mean(harmful) − mean(harmless)‖.
+    norm: f64,
+    /// Its length in units of the mean of both means' lengths.
+    relative: f64,
+}
+
+impl Args {
+    pub fn run(self, ui: Ui) -> Result<()> {
+        let out = OutputFile::create(&self.output, self.force, &[&self.model])?;
+        let sets = self.prompts.load()?;
+        let model = self.run.load(&self.model)?;
+        describe(ui, &model);
+        let (harmful, harmless) = (tokenize(&model, &sets.harmful)?, tokenize(&model, &sets.harmless)?);
+        let source = steps::source(&model, &sets)?;
+        let contrast = steps::measure(ui, &self.run, &model, [&harmful, &harmless], source)?;
+        let (n_pos, n_block, n_embd) = contrast.harmful.shape();
+        let output = Output {
+            model: self.model.display().to_string(),
+            output: self.output.display().to_string(),
+            n_harmful: harmful.prompts.len(),
+            n_harmless: harmless.prompts.len(),
+            n_embd,
+            n_block,
+            positions: (1..=n_pos as i32).map(|back| -back).collect(),
+            differences: contrast.candidates().map(|(p, il)| Row::of(&contrast, p, il)).collect(),
+        };
+        contrast.save_to(out)?;
+        ui.print(&output, || {
+            let head: Vec<String> = output.positions.iter().map(|p| format!("position {p}")).collect();
+            let header: Vec<&str> = std::iter::once("block").chain(head.iter().map(String::as_str)).collect();
+            let rows = (0..n_block).map(|block| {
+                let cells = output.differences.iter().filter(|row| row.block == block);
+                std::iter::once(block.to_string())
+                    .chain(cells.map(|row| format!("{:.3}", row.norm)))
+                    .collect()
+            });
+            format!(
+                "length of mean(harmful) − mean(harmless), {} and {} prompts\n{}written to {}\n",
+                output.n_harmful,
+                output.n_harmless,
+                table(&header, 1, rows),
+                output.output
+            )
+        })
+    }
+}
+
+impl Row {
+    fn of(contrast: &Contrast, position: i32, block: usize) -> Self {
+        let length = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let difference = contrast.difference(position, block);
+        let norm = dot(&difference, &difference).sqrt();
+        let means = [&contrast.harmful, &contrast.harmless].map(|m| length(&m.mean(position, block)));
+        Self { position, block, norm, relative: norm / (means[0] + means[1]) * 2.0 }
+    }
+}

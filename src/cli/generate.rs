@@ -1,0 +1,133 @@
+//! `ggsteer generate`: one answer, plain or steered, as it comes.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use ggsteer::intervention::Intervention;
+use ggsteer::runtime::sampling::Sampler;
+use ggsteer::runtime::{Finish, GenerateOptions, Job, Model};
+use serde::Serialize;
+
+use super::args::{RunArgs, direction};
+use super::ui::Ui;
+
+/// Answer one prompt, with a direction erased or added
+///
+/// Example: ggsteer generate model.gguf -p "How do I bake bread?" --ablate direction.gguf
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    /// The model
+    model: PathBuf,
+    /// What to ask
+    #[arg(short, long, value_name = "TEXT")]
+    prompt: String,
+    #[command(flatten)]
+    steer: SteerArgs,
+    /// The most tokens to generate
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 256)]
+    max_tokens: usize,
+    /// 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+    /// Sample among the K likeliest tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    top_k: usize,
+    /// Sample among the likeliest tokens that together have probability P
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    top_p: f32,
+    /// Sample among tokens at least P times as likely as the likeliest
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    min_p: f32,
+    /// Seed of the sampling
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// What is done to the residual stream.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct SteerArgs {
+    /// Erase this direction from the residual stream, after every write to it
+    #[arg(long, value_name = "DIRECTION", conflicts_with = "add")]
+    pub ablate: Vec<PathBuf>,
+    /// Add this direction at its block's output, at every position
+    #[arg(long, value_name = "DIRECTION")]
+    pub add: Option<PathBuf>,
+    /// Coefficient of --add: 1 adds the raw difference in means once
+    #[arg(long, value_name = "C", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub scale: f32,
+    /// Which block's direction to take from a file that holds several
+    #[arg(long, value_name = "IL")]
+    pub block: Option<usize>,
+}
+
+impl SteerArgs {
+    /// The intervention they describe.
+    pub fn load(&self, model: &Model) -> Result<Option<Arc<Intervention>>> {
+        if let Some(path) = &self.add {
+            let direction = direction(path, self.block, model)?;
+            return Ok(Some(Arc::new(Intervention::add(direction.block, &direction.vector, self.scale)?)));
+        }
+        if self.ablate.is_empty() {
+            return Ok(None);
+        }
+        let directions = self.ablate.iter().map(|path| direction(path, self.block, model));
+        let vectors = directions.map(|d| d.map(|d| d.vector)).collect::<Result<Vec<_>>>()?;
+        Ok(Some(Arc::new(Intervention::ablate(&vectors)?)))
+    }
+}
+
+#[derive(Serialize)]
+struct Output<'a> {
+    model: String,
+    prompt: &'a str,
+    completion: &'a str,
+    finish: Finish,
+    n_prompt_tokens: usize,
+    n_tokens: usize,
+    ablate: &'a [PathBuf],
+    add: &'a Option<PathBuf>,
+    scale: Option<f32>,
+}
+
+impl Args {
+    pub fn run(self, ui: Ui) -> Result<()> {
+        let model = self.run.load(&self.model)?;
+        let intervention = self.steer.load(&model)?;
+        let prompt = model.prompt(&self.prompt)?;
+        let mut session = self.run.session(&model, 1, prompt.tokens.len() + self.max_tokens)?;
+        let sampler = if self.temperature > 0.0 {
+            Sampler::new(self.temperature, self.top_k, self.top_p, self.min_p, self.seed)
+        } else {
+            Sampler::greedy()
+        };
+        let options = GenerateOptions { max_tokens: self.max_tokens, sampler };
+        let jobs = [Job { tokens: &prompt.tokens, n_out: 1, intervention }];
+        let mut written = Ok(());
+        let mut show = |_: usize, text: &str| {
+            if !ui.json && written.is_ok() {
+                let mut stdout = std::io::stdout().lock();
+                written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+            }
+        };
+        let completions = session.generate(&jobs, &options, &mut show, &mut |_, _| ())?;
+        written?;
+        let completion = &completions[0];
+        let output = Output {
+            model: self.model.display().to_string(),
+            prompt: &self.prompt,
+            completion: &completion.text,
+            finish: completion.finish,
+            n_prompt_tokens: prompt.tokens.len(),
+            n_tokens: completion.tokens.len(),
+            ablate: &self.steer.ablate,
+            add: &self.steer.add,
+            scale: self.steer.add.as_ref().map(|_| self.steer.scale),
+        };
+        ui.print(&output, String::new)
+    }
+}

@@ -1,0 +1,71 @@
+//! The command line: the only room that knows clap, terminals and colours. One file a subcommand.
+
+mod abliterate;
+mod args;
+mod demo;
+mod evaluate;
+mod extract;
+mod generate;
+mod inspect;
+mod orthogonalize;
+mod select;
+mod steps;
+mod ui;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use ui::Ui;
+
+/// Find, apply, remove and prove behavioural directions in quantized GGUF language models, on a CPU.
+#[derive(Debug, Parser)]
+#[command(name = "ggsteer", version, max_term_width = 110, arg_required_else_help = true)]
+pub struct Cli {
+    /// Print one JSON object on stdout instead of text
+    #[arg(long, global = true)]
+    json: bool,
+    /// No remarks and no progress on stderr
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Show llama.cpp's own log on stderr
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Inspect(inspect::Args),
+    Extract(extract::Args),
+    Select(select::Args),
+    Generate(generate::Args),
+    Orthogonalize(orthogonalize::Args),
+    Evaluate(evaluate::Args),
+    Abliterate(abliterate::Args),
+    Demo(demo::Args),
+}
+
+impl Cli {
+    /// Runs the subcommand.
+    pub fn run(self) -> Result<()> {
+        ggsteer::runtime::set_verbose(self.verbose);
+        let ui = Ui { json: self.json, quiet: self.quiet };
+        match self.command {
+            Command::Inspect(args) => args.run(ui),
+            Command::Extract(args) => args.run(ui),
+            Command::Select(args) => args.run(ui),
+            Command::Generate(args) => args.run(ui),
+            Command::Orthogonalize(args) => args.run(ui),
+            Command::Evaluate(args) => args.run(ui),
+            Command::Abliterate(args) => args.run(ui),
+            Command::Demo(args) => args.run(ui),
+        }
+    }
+}
+
+/// Whether stdout was closed by its reader.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}

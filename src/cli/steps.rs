@@ -1,0 +1,253 @@
+//! The steps of the pipeline with their progress, as several subcommands take them.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use ggsteer::activations::{Contrast, measure as measure_set, shared_positions};
+use ggsteer::direction::{Direction, Provenance, Scores};
+use ggsteer::evaluate::Markers;
+use ggsteer::evaluate::run::Set;
+use ggsteer::gguf::{GgufFile, Value, fingerprint};
+use ggsteer::output::OutputFile;
+use ggsteer::rewrite::{self, Options, Plan, Report, Tied};
+use ggsteer::runtime::Model;
+use ggsteer::select::grid::{self, RefusalTokens};
+use ggsteer::select::{Candidate, Rules, Selection, Verdict, choose};
+use serde::Serialize;
+
+use super::args::{PARALLEL, RunArgs, Sets, longest};
+use super::ui::{Ui, bytes, table};
+
+/// Where directions measured on `model` with `sets` come from.
+pub fn source(model: &Model, sets: &Sets) -> Result<Provenance> {
+    let file = GgufFile::open(model.path()).with_context(|| model.path().display().to_string())?;
+    Ok(Provenance {
+        architecture: Some(model.architecture()),
+        model_fingerprint: Some(fingerprint(&file)),
+        model_name: model.meta("general.name"),
+        prompts_harmful_sha256: Some(sets.harmful.sha256.clone()),
+        prompts_harmless_sha256: Some(sets.harmless.sha256.clone()),
+        n_harmful: u32::try_from(sets.harmful.len()).ok(),
+        n_harmless: u32::try_from(sets.harmless.len()).ok(),
+        ..Provenance::default()
+    })
+}
+
+/// Means over both sets, at every position that all prompts share.
+pub fn measure(
+    ui: Ui,
+    run: &RunArgs,
+    model: &Model,
+    [harmful, harmless]: [&Set; 2],
+    source: Provenance,
+) -> Result<Contrast> {
+    let n_pos = shared_positions(harmful.prompts.iter().chain(&harmless.prompts));
+    let mut session = run.session(model, PARALLEL, longest([harmful, harmless]))?;
+    let bar = ui.progress(harmful.prompts.len() + harmless.prompts.len(), "measuring activations");
+    let harmful = measure_set(&mut session, &harmful.prompts, n_pos, &mut || bar.inc(1))?;
+    let harmless = measure_set(&mut session, &harmless.prompts, n_pos, &mut || bar.inc(1))?;
+    bar.finish_and_clear();
+    Ok(Contrast { harmful, harmless, source })
+}
+
+/// Every candidate with its scores, and which one the rules take.
+#[derive(Serialize)]
+pub struct Choice {
+    pub refusal_tokens: RefusalTokens,
+    /// Validation prompts given, and those kept because the model treats them as their set says.
+    pub n_harmful: [usize; 2],
+    pub n_harmless: [usize; 2],
+    pub rules: Rules,
+    pub candidates: Vec<Candidate>,
+    #[serde(flatten)]
+    pub selection: Selection,
+}
+
+/// Scores the whole grid on validation prompts and applies the rules.
+pub fn select(
+    ui: Ui,
+    run: &RunArgs,
+    model: &Model,
+    contrast: &Contrast,
+    [harmful, harmless]: [&Set; 2],
+    markers: &Markers,
+    tokens: Option<RefusalTokens>,
+) -> Result<Choice> {
+    let (_, n_block, n_embd) = contrast.harmful.shape();
+    if (n_block, n_embd) != (model.n_block(), model.n_embd()) {
+        bail!(
+            "the directions are of {n_block} blocks × {n_embd}, the model has {} × {}",
+            model.n_block(),
+            model.n_embd()
+        );
+    }
+    let mut session = run.session(model, PARALLEL, longest([harmful, harmless]) + 32)?;
+    let tokens = if let Some(tokens) = tokens {
+        tokens
+    } else {
+        let bar = ui.progress(harmful.prompts.len() + harmless.prompts.len(), "finding refusal tokens");
+        let step = &mut || bar.inc(1);
+        let found =
+            grid::find_refusal_tokens(&mut session, &harmful.prompts, &harmless.prompts, markers, step)?;
+        bar.finish_and_clear();
+        found
+    };
+    if tokens.ids.is_empty() {
+        bail!(
+            "{} refuses none of the {} harmful validation prompts, so there is no direction to find; \
+             use prompts that it refuses, or --markers with its own refusal phrases",
+            model.path().display(),
+            harmful.prompts.len()
+        );
+    }
+    ui.note(&format!(
+        "refusal tokens: {}",
+        tokens.texts.iter().map(|t| format!("{t:?}")).collect::<Vec<_>>().join(" ")
+    ));
+    let kept = grid::filter(&mut session, &harmful.prompts, &harmless.prompts, &tokens)?;
+    if kept.harmful.is_empty() || kept.harmless.is_empty() {
+        bail!(
+            "validation prompts that behave as their set should: {} of {} harmful (refused), {} of {} harmless \
+             (answered); at least one of each is needed",
+            kept.harmful.len(),
+            harmful.prompts.len(),
+            kept.harmless.len(),
+            harmless.prompts.len()
+        );
+    }
+    let bar = ui.progress(contrast.candidates().count(), "scoring candidates");
+    let candidates = grid::score(&mut session, contrast, &kept, &tokens, &mut || bar.inc(1))?;
+    bar.finish_and_clear();
+    let rules = Rules::default();
+    Ok(Choice {
+        refusal_tokens: tokens,
+        n_harmful: [harmful.prompts.len(), kept.harmful.len()],
+        n_harmless: [harmless.prompts.len(), kept.harmless.len()],
+        selection: choose(&candidates, model.n_block(), &rules),
+        rules,
+        candidates,
+    })
+}
+
+impl Choice {
+    /// The chosen direction; where none survived the rules, an error with the table.
+    pub fn direction(&self, contrast: &Contrast) -> Result<Direction> {
+        let Some(chosen) = self.selection.chosen else {
+            bail!("no candidate survives the rules; nothing was written\n{}", self.table(usize::MAX));
+        };
+        let Candidate { position, layer, bypass, induce, kl } = self.candidates[chosen];
+        let block = layer.block().context("a candidate at the embedding cannot be written")?;
+        let vector = contrast.difference(position, block);
+        let meta = Provenance {
+            position: Some(position),
+            scores: Some(Scores { bypass, induce, kl }),
+            ..contrast.source.clone()
+        };
+        let mut direction = Direction::new(vector, block, meta)?;
+        direction.meta.raw_norm = Some(direction.norm());
+        Ok(direction)
+    }
+
+    /// The candidates, the chosen one marked, at most `n` of them: best bypass first, survivors before the dropped.
+    pub fn table(&self, n: usize) -> String {
+        let mut order: Vec<usize> = (0..self.candidates.len()).collect();
+        let rank = |&i: &usize| {
+            let dropped = self.selection.verdicts[i] != Verdict::Kept;
+            (self.selection.chosen != Some(i), dropped)
+        };
+        order.sort_by(|a, b| {
+            rank(a).cmp(&rank(b)).then(self.candidates[*a].bypass.total_cmp(&self.candidates[*b].bypass))
+        });
+        let rows = order.iter().take(n).map(|&i| {
+            let c = &self.candidates[i];
+            let verdict = match self.selection.verdicts[i] {
+                Verdict::Kept if self.selection.chosen == Some(i) => "chosen",
+                Verdict::Kept => "",
+                Verdict::NotANumber => "not a number",
+                Verdict::LateLayer => "late layer",
+                Verdict::Kl => "KL too high",
+                Verdict::Induce => "does not induce",
+            };
+            vec![
+                verdict.to_string(),
+                c.position.to_string(),
+                c.layer.block().map_or("–".into(), |il| il.to_string()),
+                c.layer.paper().to_string(),
+                format!("{:.3}", c.bypass),
+                format!("{:.3}", c.induce),
+                format!("{:.4}", c.kl),
+            ]
+        });
+        table(&["", "position", "block", "paper layer", "bypass", "induce", "KL"], 1, rows)
+    }
+}
+
+/// Rewrites `input` into `out` with `direction` erased from every writer; a warning where much of it is left.
+pub fn orthogonalize(
+    ui: Ui,
+    input: &Path,
+    directions: &[Direction],
+    tied: Tied,
+    out: OutputFile,
+) -> Result<(Plan, Report)> {
+    let at = || input.display().to_string();
+    let file = GgufFile::open(input).with_context(at)?;
+    let vectors: Vec<Vec<f32>> = directions.iter().map(|d| d.vector.clone()).collect();
+    let plan = Plan::new(&file, &vectors, Options { tied }).with_context(at)?;
+    let path = out.path().to_path_buf();
+    let bar = ui.progress(plan.tensors.len(), "rewriting");
+    let keys = provenance(&file, directions);
+    let report =
+        rewrite::execute(&file, &plan, out, &keys, &mut |p| bar.inc(u64::from(p.edited))).with_context(at)?;
+    bar.finish_and_clear();
+    let written = GgufFile::open(&path).with_context(|| path.display().to_string())?;
+    rewrite::verify_untouched(&file, &written, &plan).with_context(|| path.display().to_string())?;
+    if report.max_leak > MAX_LEAK {
+        let worst = report.tensors.iter().filter(|t| t.leak > MAX_LEAK);
+        ui.warn(&format!(
+            "re-encoding snapped part of the edit back: {} of {} tensors keep more than 1 % of the direction, the worst \
+             {:.1} %. The file behaves like a partial ablation; measure it with `ggsteer evaluate`, or start from a \
+             file of more bits",
+            worst.count(),
+            report.n_edited,
+            100.0 * report.max_leak
+        ));
+    }
+    Ok((plan, report))
+}
+
+/// A leak that is worth a warning.
+const MAX_LEAK: f64 = 0.01;
+
+/// What the new file says of how it was made.
+fn provenance(file: &GgufFile, directions: &[Direction]) -> Vec<(String, Value)> {
+    let mut keys = vec![
+        ("ggsteer.edit".to_string(), Value::from("orthogonalize")),
+        ("ggsteer.version".into(), Value::from(env!("CARGO_PKG_VERSION"))),
+        ("ggsteer.source.fingerprint".into(), Value::from(fingerprint(file).as_str())),
+    ];
+    for (i, direction) in directions.iter().enumerate() {
+        let key = |name: &str| format!("ggsteer.direction.{i}.{name}");
+        keys.push((key("sha256"), Value::from(direction.sha256().as_str())));
+        keys.push((key("block"), Value::from(direction.block as u32)));
+        if let Some(position) = direction.meta.position {
+            keys.push((key("position"), Value::from(position)));
+        }
+    }
+    keys
+}
+
+/// The rewritten tensors with what is left in them.
+pub fn leak_table(report: &Report) -> String {
+    let rows = report.tensors.iter().map(|t| {
+        vec![
+            t.name.clone(),
+            t.r#type.to_string(),
+            format!("{:.5}", t.leak),
+            format!("{:.4}", t.distance),
+            format!("{:.4}", t.share),
+            bytes(t.bytes),
+        ]
+    });
+    table(&["tensor", "type", "leak", "distance", "share", "size"], 2, rows)
+}

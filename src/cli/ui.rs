@@ -1,0 +1,79 @@
+//! What the program shows: data on stdout, words and progress on stderr.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use anyhow::Result;
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+/// How to speak.
+#[derive(Debug, Clone, Copy)]
+pub struct Ui {
+    /// One JSON object on stdout and nothing else there.
+    pub json: bool,
+    /// Nothing on stderr but errors and warnings.
+    pub quiet: bool,
+}
+
+impl Ui {
+    /// A remark on stderr.
+    pub fn note(&self, words: &str) {
+        if !self.quiet {
+            eprintln!("{words}");
+        }
+    }
+
+    /// A warning on stderr, even when quiet.
+    pub fn warn(&self, words: &str) {
+        eprintln!("warning: {words}");
+    }
+
+    /// Prints `value` as JSON where asked for, and otherwise what `human` writes.
+    pub fn print<T: Serialize>(&self, value: &T, human: impl FnOnce() -> String) -> Result<()> {
+        let text = if self.json { serde_json::to_string_pretty(value)? } else { human() };
+        let mut stdout = std::io::stdout().lock();
+        writeln!(stdout, "{}", text.trim_end())?;
+        Ok(())
+    }
+
+    /// A bar of `len` steps, on a terminal only.
+    pub fn progress(&self, len: usize, what: &str) -> ProgressBar {
+        let shown = !self.quiet && std::io::stderr().is_terminal();
+        let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let style = ProgressStyle::with_template("{msg:<28} {bar:30} {pos}/{len}  {elapsed} (left {eta})")
+            .expect("the template is a constant");
+        let bar = ProgressBar::with_draw_target(Some(len as u64), target).with_style(style);
+        bar.set_message(what.to_string());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        bar
+    }
+}
+
+/// An aligned table without lines: the first `left` columns to the left, numbers to the right.
+pub fn table(header: &[&str], left: usize, rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header);
+    table.add_rows(rows);
+    for (i, column) in table.column_iter_mut().enumerate() {
+        column.set_cell_alignment(if i < left { CellAlignment::Left } else { CellAlignment::Right });
+        column.set_padding((0, 2));
+    }
+    table.lines().map(|line| line.trim_end().to_string() + "\n").collect()
+}
+
+/// A rate as people read it.
+pub fn percent(rate: f64) -> String {
+    format!("{:.1} %", 100.0 * rate)
+}
+
+/// A number of bytes as people read it.
+pub fn bytes(n: u64) -> String {
+    match n {
+        0..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
+        _ => format!("{:.2} GB", n as f64 / 1e9),
+    }
+}
