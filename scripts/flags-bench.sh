@@ -19,39 +19,33 @@ if [ -z "$source" ]; then
 fi
 mkdir -p "$dir"
 
-# The CMake options of a variant.
+# The CMake options of a variant; native_no_amx is compiler flags instead.
 options() {
     case $1 in
-        baseline) ;;
+        baseline | native_no_amx) ;;
         avx512) echo "-DGGML_AVX512=ON" ;;
         avx512_vbmi) echo "-DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON" ;;
         avx512_vnni) echo "-DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON" ;;
         avx512_vbmi_vnni) echo "-DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON" ;;
-        native_no_amx) echo "-DCMAKE_C_FLAGS=$native -DCMAKE_CXX_FLAGS=$native" ;;
-        *) echo "error: no variant called $1" >&2; exit 2 ;;
+        *) echo "error: no variant called $1" >&2; return 2 ;;
     esac
 }
-# ${IFS} parts the options below, so these stay one word with commas; -Xflags are joined again when given to CMake.
-native=-march=native,-mno-amx-tile,-mno-amx-int8,-mno-amx-bf16
 
 build() {
     target=ggml-cpu
     [ "$1" = baseline ] && target=llama
-    set -- "$1" $(options "$1")
-    variant=$1
-    shift
-    for option in "$@"; do
-        shift
-        set -- "$@" "$(echo "$option" | tr , ' ')"
-    done
-    cmake -S "$source" -B "$dir/$variant" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=OFF \
-        -DGGML_OPENMP=ON -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
-        -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_COMMON=OFF "$@"
-    cmake --build "$dir/$variant" --target "$target" -j "$threads"
+    flags=
+    [ "$1" = native_no_amx ] && flags="-march=native -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    options=$(options "$1") || return
+    # shellcheck disable=SC2086 # options is a list
+    CFLAGS=$flags CXXFLAGS=$flags cmake -S "$source" -B "$dir/$1" -DCMAKE_BUILD_TYPE=Release \
+        -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=OFF -DGGML_OPENMP=ON -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF \
+        -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_APP=OFF \
+        -DLLAMA_BUILD_COMMON=OFF $options &&
+        cmake --build "$dir/$1" --target "$target" -j "$threads"
 }
 
-for variant in baseline $variants; do
-    [ "$variant" = baseline ] && [ -d "$dir/baseline/bin" ] && continue
+for variant in baseline $(echo "$variants" | tr ' ' '\n' | grep -vx baseline); do
     echo "building $variant" >&2
     build "$variant" >"$dir/$variant.log" 2>&1 || { tail -n 20 "$dir/$variant.log" >&2; exit 1; }
 done

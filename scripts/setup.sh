@@ -82,10 +82,10 @@ why='llama.cpp is compiled with CMake, its Rust bindings are made with libclang'
 # install_packages CMAKE_PACKAGE LIBCLANG_PACKAGE COMMAND...: installs what is missing, as one line and a log.
 install_packages() {
     packages=
-    system_cmake || packages=$1
+    system_cmake || packages=" $1"
     system_libclang || packages="$packages $2"
     shift 2
-    say "installing" $packages "with $1: $why"
+    say "installing$packages with $1: $why"
     # shellcheck disable=SC2086 # packages is a list
     "$installer" "$@" $packages >>"$log" 2>&1
 }
@@ -109,9 +109,9 @@ try_system() {
 try_wheels() {
     have python3 || return 1
     list=
-    system_cmake || wheel_cmake || list=$cmake_wheel
+    system_cmake || wheel_cmake || list=" $cmake_wheel"
     system_libclang || wheel_libclang || list="$list $libclang_wheel"
-    say "installing" $list "from PyPI into $wheels: $why"
+    say "installing$list from PyPI into $wheels: $why"
     {
         if python3 -m pip --version; then
             pip='python3 -m pip'
