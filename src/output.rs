@@ -95,7 +95,10 @@ impl OutputFile {
         }
         for input in inputs {
             if same_file(path, input) {
-                return Err(OutputError::IsInput { path: at(), input: input.to_path_buf() });
+                return Err(OutputError::IsInput {
+                    path: at(),
+                    input: input.to_path_buf(),
+                });
             }
         }
         match fs::symlink_metadata(path) {
@@ -113,7 +116,13 @@ impl OutputFile {
             Ok(_) if !force => return Err(OutputError::Exists { path: at() }),
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(OutputError::Io { path: at(), doing: "look at it", source }),
+            Err(source) => {
+                return Err(OutputError::Io {
+                    path: at(),
+                    doing: "look at it",
+                    source,
+                });
+            }
         }
         let mut builder = tempfile::Builder::new();
         builder.prefix(".ggsteer-").suffix(".part");
@@ -128,7 +137,12 @@ impl OutputFile {
             doing: "create a file in its folder",
             source,
         })?;
-        Ok(Self { path: at(), folder, force, file: BufWriter::with_capacity(1 << 20, file) })
+        Ok(Self {
+            path: at(),
+            folder,
+            force,
+            file: BufWriter::with_capacity(1 << 20, file),
+        })
     }
 
     /// The path this file will have.
@@ -143,11 +157,24 @@ impl OutputFile {
     /// [`OutputError::Io`] when the disk refuses, [`OutputError::Exists`] when something took the path meanwhile and
     /// overwriting was not asked for; nothing is left behind then.
     pub fn commit(self) -> Result<(), OutputError> {
-        let Self { path, folder, force, file } = self;
-        let fail = |doing: &'static str, source: io::Error| OutputError::Io { path: path.clone(), doing, source };
+        let Self {
+            path,
+            folder,
+            force,
+            file,
+        } = self;
+        let fail = |doing: &'static str, source: io::Error| OutputError::Io {
+            path: path.clone(),
+            doing,
+            source,
+        };
         let file = file.into_inner().map_err(|e| fail("write", e.into_error()))?;
         file.as_file().sync_all().map_err(|e| fail("sync", e))?;
-        let kept = if force { file.persist(&path) } else { file.persist_noclobber(&path) };
+        let kept = if force {
+            file.persist(&path)
+        } else {
+            file.persist_noclobber(&path)
+        };
         kept.map_err(|e| match e.error.kind() {
             io::ErrorKind::AlreadyExists => OutputError::Exists { path: path.clone() },
             _ => fail("rename to it", e.error),
@@ -192,8 +219,10 @@ mod tests {
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {
-        let mut names: Vec<String> =
-            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }
@@ -214,7 +243,7 @@ mod tests {
     fn dropped_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let mut out = OutputFile::create(&dir.path().join("out"), false, &[]).unwrap();
-        out.write_all(&[7; 3 << 20]).unwrap();
+        out.write_all(&vec![7; 3 << 20]).unwrap();
         drop(out);
         assert!(names(dir.path()).is_empty());
     }
@@ -248,10 +277,19 @@ mod tests {
     fn missing_folder_is_refused_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("none/out");
-        assert!(matches!(OutputFile::create(&path, false, &[]), Err(OutputError::NoFolder { .. })));
+        assert!(matches!(
+            OutputFile::create(&path, false, &[]),
+            Err(OutputError::NoFolder { .. })
+        ));
         fs::write(dir.path().join("none"), b"").unwrap();
-        assert!(matches!(OutputFile::create(&path, false, &[]), Err(OutputError::NoFolder { .. })));
-        assert!(matches!(OutputFile::create(Path::new(".."), false, &[]), Err(OutputError::NoName { .. })));
+        assert!(matches!(
+            OutputFile::create(&path, false, &[]),
+            Err(OutputError::NoFolder { .. })
+        ));
+        assert!(matches!(
+            OutputFile::create(Path::new(".."), false, &[]),
+            Err(OutputError::NoName { .. })
+        ));
     }
 
     #[cfg(unix)]
@@ -263,7 +301,11 @@ mod tests {
         let (soft, hard) = (dir.path().join("soft"), dir.path().join("hard"));
         std::os::unix::fs::symlink(&input, &soft).unwrap();
         fs::hard_link(&input, &hard).unwrap();
-        let round = dir.path().join("../").join(dir.path().file_name().unwrap()).join("in");
+        let round = dir
+            .path()
+            .join("../")
+            .join(dir.path().file_name().unwrap())
+            .join("in");
         for path in [&input, &soft, &hard, &round] {
             let error = OutputFile::create(path, true, &[&input]).unwrap_err();
             assert!(matches!(error, OutputError::IsInput { .. }), "{error}");
@@ -312,12 +354,19 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let status = std::process::Command::new("bash")
-            .args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" a_full_disk_is_named --test-threads=1"])
+            .args([
+                "-c",
+                "trap '' XFSZ; ulimit -f 64; exec \"$0\" a_full_disk_is_named --test-threads=1",
+            ])
             .arg(std::env::current_exe().unwrap())
             .env(FOLDER, dir.path())
             .output()
             .unwrap();
-        assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stdout));
+        assert!(
+            status.status.success(),
+            "{}",
+            String::from_utf8_lossy(&status.stdout)
+        );
         assert!(String::from_utf8_lossy(&status.stdout).contains("1 passed"));
         assert!(names(dir.path()).is_empty());
     }

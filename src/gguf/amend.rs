@@ -30,7 +30,10 @@ pub fn amended_header(
             return Err(GgufError::EmptyKey { offset: 0 });
         }
         if keys[..i].iter().any(|(other, _)| other == key) {
-            return Err(GgufError::DuplicateKey { key: key.clone(), offset: 0 });
+            return Err(GgufError::DuplicateKey {
+                key: key.clone(),
+                offset: 0,
+            });
         }
     }
     let is_new = |key: &String| gguf.get(key).is_none();
@@ -51,7 +54,9 @@ pub fn amended_header(
     }
     out.extend_from_slice(&file[gguf.infos_range.clone()]);
     let end_of = |offset: u64, bytes: u64| {
-        let end = offset.checked_add(bytes).and_then(|end| padded(end, gguf.alignment));
+        let end = offset
+            .checked_add(bytes)
+            .and_then(|end| padded(end, gguf.alignment));
         end.ok_or(GgufError::Alignment(gguf.alignment))
     };
     let mut offset = match gguf.tensors.last() {
@@ -61,7 +66,9 @@ pub fn amended_header(
     for (i, tensor) in tensors.iter().enumerate() {
         let twice = tensors[..i].iter().any(|other| other.name == tensor.name);
         if twice || gguf.tensor(&tensor.name).is_some() {
-            return Err(GgufError::DuplicateTensor { name: tensor.name.clone() });
+            return Err(GgufError::DuplicateTensor {
+                name: tensor.name.clone(),
+            });
         }
         tensor.write_info(offset, &mut out);
         offset = end_of(offset, tensor.bytes()?)?;

@@ -1,5 +1,6 @@
 //! A GGUF file on disk, mapped and parsed.
 
+use std::fmt::Write;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -23,7 +24,10 @@ impl GgufFile {
     /// [`GgufError::Io`] with the path, or what [`Gguf::parse`] finds wrong.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, GgufError> {
         let path = path.as_ref();
-        let fail = |source| GgufError::Io { path: path.into(), source };
+        let fail = |source| GgufError::Io {
+            path: path.into(),
+            source,
+        };
         let file = File::open(path).map_err(fail)?;
         if !file.metadata().map_err(fail)?.is_file() {
             return Err(fail(std::io::Error::other("not a regular file")));
@@ -33,7 +37,11 @@ impl GgufFile {
         // file it has open as input (see `OutputFile`).
         let map = unsafe { Mmap::map(&file) }.map_err(fail)?;
         let gguf = Gguf::parse(&map)?;
-        Ok(Self { path: path.into(), map, gguf })
+        Ok(Self {
+            path: path.into(),
+            map,
+            gguf,
+        })
     }
 
     /// The path it was opened by.
@@ -92,5 +100,9 @@ pub fn fingerprint(file: &GgufFile) -> String {
             hash.update(&data[start..start + SAMPLE]);
         }
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hash.finalize().iter().fold(String::new(), |mut hex, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }

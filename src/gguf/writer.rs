@@ -4,9 +4,9 @@
 use std::collections::HashSet;
 use std::io::Write;
 
-use super::reader::tensor_bytes;
+use super::reader::{read_alignment, tensor_bytes};
 use super::value::{write_pair, write_string};
-use super::{DEFAULT_ALIGNMENT, GgufError, Value, padded};
+use super::{GgufError, Value, padded};
 use crate::quant::GgmlType;
 
 type Result<T> = std::result::Result<T, GgufError>;
@@ -29,10 +29,16 @@ impl NewTensor {
     /// A name, shape or type that a file cannot hold.
     pub fn bytes(&self) -> Result<u64> {
         if self.name.len() >= 64 {
-            return Err(GgufError::NameLength { name: self.name.clone(), found: self.name.len() });
+            return Err(GgufError::NameLength {
+                name: self.name.clone(),
+                found: self.name.len(),
+            });
         }
         if self.ne.len() > 4 {
-            return Err(GgufError::Dimensions { name: self.name.clone(), found: self.ne.len() as u32 });
+            return Err(GgufError::Dimensions {
+                name: self.name.clone(),
+                found: self.ne.len() as u32,
+            });
         }
         let mut ne = [1; 4];
         ne[..self.ne.len()].copy_from_slice(&self.ne);
@@ -73,19 +79,12 @@ impl Writer {
     /// Adds a tensor.
     #[must_use]
     pub fn tensor(mut self, name: impl Into<String>, ne: &[u64], ty: GgmlType) -> Self {
-        self.tensors.push(NewTensor { name: name.into(), ne: ne.to_vec(), ty });
+        self.tensors.push(NewTensor {
+            name: name.into(),
+            ne: ne.to_vec(),
+            ty,
+        });
         self
-    }
-
-    fn alignment(&self) -> Result<u64> {
-        match self.metadata.iter().find(|(key, _)| key == "general.alignment") {
-            None => Ok(DEFAULT_ALIGNMENT),
-            Some((_, Value::U32(n))) if n.is_power_of_two() => Ok(u64::from(*n)),
-            Some((_, Value::U32(n))) => Err(GgufError::Alignment(u64::from(*n))),
-            Some((key, other)) => {
-                Err(GgufError::KeyType { key: key.clone(), expected: "u32", found: other.describe() })
-            }
-        }
     }
 
     /// The header with its padding: everything before the data.
@@ -93,7 +92,7 @@ impl Writer {
     /// # Errors
     /// What a reader would refuse: doubled or empty keys, doubled or long tensor names, shapes that do not fit.
     pub fn header(&self) -> Result<Vec<u8>> {
-        let alignment = self.alignment()?;
+        let alignment = read_alignment(&self.metadata)?;
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
         out.extend((self.tensors.len() as u64).to_le_bytes());
@@ -101,10 +100,15 @@ impl Writer {
         let mut seen = HashSet::new();
         for (key, value) in &self.metadata {
             if key.is_empty() {
-                return Err(GgufError::EmptyKey { offset: out.len() as u64 });
+                return Err(GgufError::EmptyKey {
+                    offset: out.len() as u64,
+                });
             }
             if !seen.insert(key) {
-                return Err(GgufError::DuplicateKey { key: key.clone(), offset: out.len() as u64 });
+                return Err(GgufError::DuplicateKey {
+                    key: key.clone(),
+                    offset: out.len() as u64,
+                });
             }
             write_pair(&mut out, key, value);
         }
@@ -112,7 +116,9 @@ impl Writer {
         let mut offset = 0;
         for tensor in &self.tensors {
             if !seen.insert(&tensor.name) {
-                return Err(GgufError::DuplicateTensor { name: tensor.name.clone() });
+                return Err(GgufError::DuplicateTensor {
+                    name: tensor.name.clone(),
+                });
             }
             tensor.write_info(offset, &mut out);
             offset = tensor
@@ -134,10 +140,20 @@ impl Writer {
     /// As [`Writer::header`], and [`GgufError::Write`].
     pub fn start<W: Write>(self, mut out: W) -> Result<TensorStream<W>> {
         let header = self.header()?;
-        let alignment = self.alignment()?;
+        let alignment = read_alignment(&self.metadata)?;
         out.write_all(&header)?;
-        let due = self.tensors.iter().map(|t| Ok((t.name.clone(), t.bytes()?))).collect::<Result<Vec<_>>>()?;
-        Ok(TensorStream { out, alignment, due, current: 0, given: 0 })
+        let due = self
+            .tensors
+            .iter()
+            .map(|t| Ok((t.name.clone(), t.bytes()?)))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(TensorStream {
+            out,
+            alignment,
+            due,
+            current: 0,
+            given: 0,
+        })
     }
 }
 
@@ -159,11 +175,19 @@ impl<W: Write> TensorStream<W> {
     pub fn data(&mut self, bytes: &[u8]) -> Result<()> {
         let Some((name, expected)) = self.due.get(self.current) else {
             let given = bytes.len() as u64;
-            return Err(GgufError::TensorBytes { name: "(none left)".into(), given, expected: 0 });
+            return Err(GgufError::TensorBytes {
+                name: "(none left)".into(),
+                given,
+                expected: 0,
+            });
         };
         let given = self.given + bytes.len() as u64;
         if given > *expected {
-            return Err(GgufError::TensorBytes { name: name.clone(), given, expected: *expected });
+            return Err(GgufError::TensorBytes {
+                name: name.clone(),
+                given,
+                expected: *expected,
+            });
         }
         self.out.write_all(bytes)?;
         self.given = given;
@@ -183,9 +207,11 @@ impl<W: Write> TensorStream<W> {
     pub fn finish(self) -> Result<W> {
         match self.due.get(self.current) {
             None => Ok(self.out),
-            Some((name, expected)) => {
-                Err(GgufError::TensorBytes { name: name.clone(), given: self.given, expected: *expected })
-            }
+            Some((name, expected)) => Err(GgufError::TensorBytes {
+                name: name.clone(),
+                given: self.given,
+                expected: *expected,
+            }),
         }
     }
 }

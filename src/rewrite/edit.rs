@@ -64,14 +64,20 @@ impl<'a> Matrix<'a> {
     /// First rows and bytes of the chunks.
     fn chunks(&self) -> Vec<(usize, &'a [u8])> {
         let rows = (CHUNK / self.n.max(1)).max(1);
-        self.data.chunks((rows * self.row_bytes()).max(1)).enumerate().map(|(i, b)| (i * rows, b)).collect()
+        self.data
+            .chunks((rows * self.row_bytes()).max(1))
+            .enumerate()
+            .map(|(i, b)| (i * rows, b))
+            .collect()
     }
 
     /// Rows from `first` on, decoded; every value finite.
     fn decode(&self, first: usize, bytes: &[u8]) -> Result<Vec<f32>, RewriteError> {
         let mut out = vec![0.0; bytes.len() / self.row_bytes() * self.n];
-        quant::decode(self.ty, bytes, &mut out)
-            .map_err(|source| RewriteError::Type { tensor: self.name.into(), source })?;
+        quant::decode(self.ty, bytes, &mut out).map_err(|source| RewriteError::Type {
+            tensor: self.name.into(),
+            source,
+        })?;
         match out.iter().position(|x| !x.is_finite()) {
             None => Ok(out),
             Some(i) => Err(RewriteError::Weight {
@@ -98,7 +104,10 @@ impl<'a> Matrix<'a> {
         };
         let mut bytes = quant::encode(self.ty, target, self.n, None).map_err(|source| match source {
             CodecError::NonFinite { row, .. } | CodecError::Range { row, .. } => range(row),
-            source => RewriteError::Type { tensor: self.name.into(), source },
+            source => RewriteError::Type {
+                tensor: self.name.into(),
+                source,
+            },
         })?;
         let size = self.row_bytes();
         for (row, _) in keep.iter().enumerate().filter(|(_, keep)| **keep) {
@@ -161,14 +170,21 @@ fn by_output(matrix: Matrix<'_>, basis: &Basis, out: &mut dyn Write) -> Result<S
                 let w = matrix.decode(first, bytes)?;
                 let mut exact = vec![0.0; w.len()];
                 let mut keep = vec![false; w.len() / matrix.n];
-                let rows = w.chunks_exact(matrix.n).zip(exact.chunks_exact_mut(matrix.n)).zip(&mut keep);
+                let rows = w
+                    .chunks_exact(matrix.n)
+                    .zip(exact.chunks_exact_mut(matrix.n))
+                    .zip(&mut keep);
                 for (j, ((w, exact), keep)) in rows.enumerate() {
                     *keep = basis.iter().all(|r| r[first + j] == 0.0);
                     subtract(w, basis.iter().map(|r| r[first + j]).zip(&along), exact);
                 }
                 let target: Vec<f32> = exact.iter().map(|x| *x as f32).collect();
                 let (bytes, written) = matrix.encode(first, &target, &keep, bytes)?;
-                Ok((bytes, distances(&w, &exact, &written), project(&written, matrix.n, first, basis)))
+                Ok((
+                    bytes,
+                    distances(&w, &exact, &written),
+                    project(&written, matrix.n, first, basis),
+                ))
             })
             .collect::<Result<_, RewriteError>>()?;
         for (bytes, part, projected) in parts {
@@ -192,7 +208,10 @@ fn by_row(matrix: Matrix<'_>, basis: &Basis, out: &mut dyn Write) -> Result<Sums
                 let mut sums = Sums::default();
                 let mut exact = vec![0.0; w.len()];
                 let mut keep = vec![false; w.len() / matrix.n];
-                let rows = w.chunks_exact(matrix.n).zip(exact.chunks_exact_mut(matrix.n)).zip(&mut keep);
+                let rows = w
+                    .chunks_exact(matrix.n)
+                    .zip(exact.chunks_exact_mut(matrix.n))
+                    .zip(&mut keep);
                 for ((w, exact), keep) in rows {
                     let along: Vec<f64> = basis.iter().map(|r| mixed_dot(w, r)).collect();
                     *keep = along.iter().all(|a| *a == 0.0);

@@ -44,26 +44,49 @@ pub fn execute(
             (info.ty, info.ne, info.bytes) == (planned.r#type, planned.ne, planned.bytes)
         });
         if !fits {
-            return Err(RewriteError::OtherFile { tensor: planned.writer.tensor.clone() });
+            return Err(RewriteError::OtherFile {
+                tensor: planned.writer.tensor.clone(),
+            });
         }
     }
-    let head = if plan.unties() { Some(embedding(file)?) } else { None };
+    let head = if plan.unties() {
+        Some(embedding(file)?)
+    } else {
+        None
+    };
     let new: Vec<NewTensor> = head
         .iter()
-        .map(|info| NewTensor { name: "output.weight".into(), ne: info.shape().to_vec(), ty: info.ty })
+        .map(|info| NewTensor {
+            name: "output.weight".into(),
+            ne: info.shape().to_vec(),
+            ty: info.ty,
+        })
         .collect();
 
-    let mut out = Counted { out: &mut output, bytes: 0 };
+    let mut out = Counted {
+        out: &mut output,
+        bytes: 0,
+    };
     out.write_all(&amended_header(file.bytes(), file, provenance, &new)?)?;
-    let mut report = Report { untied: plan.unties(), ..Report::default() };
+    let mut report = Report {
+        untied: plan.unties(),
+        ..Report::default()
+    };
     let bytes_total = file.tensors().iter().map(|t| t.bytes).sum();
     let mut bytes_done = 0;
     for (i, info) in file.tensors().iter().enumerate() {
         let planned = plan.tensors.iter().find(|p| p.writer.tensor == info.name);
-        progress(Progress { tensor: Some(&info.name), edited: planned.is_some(), bytes_done, bytes_total });
+        progress(Progress {
+            tensor: Some(&info.name),
+            edited: planned.is_some(),
+            bytes_done,
+            bytes_total,
+        });
         match planned {
             None => out.write_all(file.tensor_data(info))?,
-            Some(planned) => report.tensors.push(edit(file, info, planned, &plan.basis, &mut out)?),
+            Some(planned) => report
+                .tensors
+                .push(edit(file, info, planned, &plan.basis, &mut out)?),
         }
         bytes_done += info.bytes;
         let end = file.data_range(info).end;
@@ -82,7 +105,12 @@ pub fn execute(
     }
     report.file_size = out.bytes;
     output.commit()?;
-    progress(Progress { tensor: None, edited: false, bytes_done, bytes_total });
+    progress(Progress {
+        tensor: None,
+        edited: false,
+        bytes_done,
+        bytes_total,
+    });
 
     report.n_edited = report.tensors.iter().filter(|t| t.edited).count();
     report.n_untouched = file.tensors().len() - report.n_edited;
@@ -92,7 +120,8 @@ pub fn execute(
 
 fn embedding(file: &GgufFile) -> Result<&TensorInfo, RewriteError> {
     let name = "token_embd.weight";
-    file.tensor(name).ok_or_else(|| RewriteError::OtherFile { tensor: name.into() })
+    file.tensor(name)
+        .ok_or_else(|| RewriteError::OtherFile { tensor: name.into() })
 }
 
 /// Edits one tensor, slice by slice.
@@ -114,13 +143,24 @@ fn edit(
     };
     let data = file.tensor_data(info);
     let (n, rows) = (info.ne[0] as usize, info.rows() as usize);
-    let rows_per_slice = if writer.axis == Axis::Output { info.ne[1] as usize } else { rows };
+    let rows_per_slice = if writer.axis == Axis::Output {
+        info.ne[1] as usize
+    } else {
+        rows
+    };
     let mut sums = Sums::default();
     if rows > 0 && n > 0 {
         let slice_bytes = data.len() / rows * rows_per_slice;
         for (slice, data) in data.chunks(slice_bytes).enumerate() {
             let first_row = slice * rows_per_slice;
-            let matrix = Matrix { name: &info.name, ty: info.ty, data, n, rows: rows_per_slice, first_row };
+            let matrix = Matrix {
+                name: &info.name,
+                ty: info.ty,
+                data,
+                n,
+                rows: rows_per_slice,
+                first_row,
+            };
             sums.add(orthogonalize(matrix, basis, writer.axis, out)?);
         }
     }
@@ -142,15 +182,22 @@ fn edit(
 /// The γ of a norm, every value finite.
 fn norm_weights(file: &GgufFile, norm: &str) -> Result<Vec<f32>, RewriteError> {
     let tensor = || norm.to_string();
-    let info = file.tensor(norm).ok_or_else(|| RewriteError::OtherFile { tensor: tensor() })?;
+    let info = file
+        .tensor(norm)
+        .ok_or_else(|| RewriteError::OtherFile { tensor: tensor() })?;
     let mut gamma = vec![0.0; info.elements() as usize];
-    quant::decode(info.ty, file.tensor_data(info), &mut gamma)
-        .map_err(|source| RewriteError::Type { tensor: tensor(), source })?;
+    quant::decode(info.ty, file.tensor_data(info), &mut gamma).map_err(|source| RewriteError::Type {
+        tensor: tensor(),
+        source,
+    })?;
     match gamma.iter().position(|x| !x.is_finite()) {
         None => Ok(gamma),
-        Some(column) => {
-            Err(RewriteError::Weight { tensor: tensor(), row: 0, column, value: gamma[column] })
-        }
+        Some(column) => Err(RewriteError::Weight {
+            tensor: tensor(),
+            row: 0,
+            column,
+            value: gamma[column],
+        }),
     }
 }
 

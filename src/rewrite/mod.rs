@@ -51,7 +51,9 @@ pub enum RewriteError {
         index: usize,
     },
     /// A direction of length zero, or one that those before it span.
-    #[error("direction {index} is zero or lies in the span of the ones before it ({left:.1e} of its length is left)")]
+    #[error(
+        "direction {index} is zero or lies in the span of the ones before it ({left:.1e} of its length is left)"
+    )]
     Dependent {
         /// The direction's place in the list.
         index: usize,
@@ -67,7 +69,9 @@ pub enum RewriteError {
         source: CodecError,
     },
     /// An architecture for which llama.cpp knows no output matrix of its own.
-    #[error("architecture {arch:?} always uses its token embedding as output matrix: llama.cpp would refuse an output.weight")]
+    #[error(
+        "architecture {arch:?} always uses its token embedding as output matrix: llama.cpp would refuse an output.weight"
+    )]
     CannotUntie {
         /// The architecture.
         arch: String,

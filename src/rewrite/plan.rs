@@ -89,7 +89,11 @@ impl Plan {
         let n_embd = file.get_u64(&format!("{}.embedding_length", plan.architecture))? as usize;
         for (index, direction) in directions.iter().enumerate() {
             if direction.len() != n_embd {
-                return Err(RewriteError::Width { index, expected: n_embd, found: direction.len() });
+                return Err(RewriteError::Width {
+                    index,
+                    expected: n_embd,
+                    found: direction.len(),
+                });
             }
             if !direction.iter().all(|x| x.is_finite()) {
                 return Err(RewriteError::NotFinite { index });
@@ -99,14 +103,20 @@ impl Plan {
         }
         plan.rank = plan.basis.len();
         if plan.unties() && arch::head(file)? == Head::Tied {
-            return Err(RewriteError::CannotUntie { arch: plan.architecture });
+            return Err(RewriteError::CannotUntie {
+                arch: plan.architecture,
+            });
         }
         for writer in writers {
             let is_head = writer.kind == WriterKind::TokenEmbedding && plan.tied_embeddings;
             if is_head && options.tied == Tied::Skip {
                 continue;
             }
-            let info = file.tensor(&writer.tensor).expect("writers are tensors of the file");
+            let Some(info) = file.tensor(&writer.tensor) else {
+                return Err(RewriteError::OtherFile {
+                    tensor: writer.tensor,
+                });
+            };
             let ty = info.ty;
             let problem = if !ty.can_decode() {
                 Some(CodecError::NotFloat(ty))
@@ -118,9 +128,17 @@ impl Plan {
                 None
             };
             if let Some(source) = problem {
-                return Err(RewriteError::Type { tensor: writer.tensor, source });
+                return Err(RewriteError::Type {
+                    tensor: writer.tensor,
+                    source,
+                });
             }
-            plan.tensors.push(PlannedTensor { writer, r#type: ty, ne: info.ne, bytes: info.bytes });
+            plan.tensors.push(PlannedTensor {
+                writer,
+                r#type: ty,
+                ne: info.ne,
+                bytes: info.bytes,
+            });
         }
         Ok(plan)
     }
@@ -141,15 +159,27 @@ impl Plan {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.tensors.is_empty() {
-            return writeln!(f, "nothing to edit: all {} tensors stay as they are", self.n_tensors);
+            return writeln!(
+                f,
+                "nothing to edit: all {} tensors stay as they are",
+                self.n_tensors
+            );
         }
         let (n, rank) = (self.tensors.len(), self.rank);
         let s = if rank == 1 { "" } else { "s" };
-        writeln!(f, "{}: {n} of {} tensors, {rank} direction{s}", self.architecture, self.n_tensors)?;
+        writeln!(
+            f,
+            "{}: {n} of {} tensors, {rank} direction{s}",
+            self.architecture, self.n_tensors
+        )?;
         for tensor in &self.tensors {
             let shape: Vec<String> = tensor.ne.iter().map(u64::to_string).collect();
             let shape = shape.join(" × ").trim_end_matches(" × 1").to_string();
-            write!(f, "  {:<32} {:<8} {shape:<24}", tensor.writer.tensor, tensor.r#type)?;
+            write!(
+                f,
+                "  {:<32} {:<8} {shape:<24}",
+                tensor.writer.tensor, tensor.r#type
+            )?;
             match &tensor.writer.norm_after {
                 Some(norm) => writeln!(f, " through {norm}")?,
                 None => writeln!(f)?,

@@ -55,7 +55,11 @@ pub fn verify_untouched(original: &GgufFile, out: &GgufFile, plan: &Plan) -> Res
         }
     }
 
-    let embedding = if plan.unties() { original.tensor("token_embd.weight") } else { None };
+    let embedding = if plan.unties() {
+        original.tensor("token_embd.weight")
+    } else {
+        None
+    };
     let n = original.tensors().len();
     let describe = |file: &GgufFile, index: usize| match file.tensors().get(index) {
         Some(t) => format!("{} {:?} {}", t.name, t.shape(), t.ty),
@@ -69,23 +73,40 @@ pub fn verify_untouched(original: &GgufFile, out: &GgufFile, plan: &Plan) -> Res
         }
         let found = describe(out, index);
         if expected != found {
-            return Err(VerifyError::Tensors { index, expected, found });
+            return Err(VerifyError::Tensors {
+                index,
+                expected,
+                found,
+            });
         }
         let new = &out.tensors()[index];
-        let Some(old) = original.tensors().get(index).or(embedding) else { continue };
+        let Some(old) = original.tensors().get(index).or(embedding) else {
+            continue;
+        };
         if index < n && plan.tensors.iter().any(|p| p.writer.tensor == old.name) {
             continue;
         }
         let (a, b) = (original.tensor_data(old), out.tensor_data(new));
         if a != b {
-            let at = a.iter().zip(b).position(|(x, y)| x != y).unwrap_or(a.len().min(b.len()));
-            return Err(VerifyError::Bytes { name: new.name.clone(), at });
+            let at = a
+                .iter()
+                .zip(b)
+                .position(|(x, y)| x != y)
+                .unwrap_or(a.len().min(b.len()));
+            return Err(VerifyError::Bytes {
+                name: new.name.clone(),
+                at,
+            });
         }
         compared += 1;
     }
     if embedding.is_some() && out.tensors().len() == n {
         let expected = "output.weight".to_string();
-        return Err(VerifyError::Tensors { index: n, expected, found: "nothing".into() });
+        return Err(VerifyError::Tensors {
+            index: n,
+            expected,
+            found: "nothing".into(),
+        });
     }
     Ok(compared)
 }
