@@ -19,6 +19,7 @@ use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::LlamaContextParams;
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
 
 const PREFILL: usize = 512;
 const DECODE: usize = 24;
@@ -104,7 +105,7 @@ fn main() {
 
     // The bare context: llama-cpp-2 alone, the same model and sizes, no callback.
     let backend = ggsteer::runtime::backend().unwrap();
-    let plain = LlamaModel::load_from_file(backend, &path, &Default::default()).unwrap();
+    let plain = LlamaModel::load_from_file(backend, &path, &LlamaModelParams::default()).unwrap();
     let params = LlamaContextParams::default()
         .with_n_ctx(NonZeroU32::new(1024))
         .with_n_batch(PREFILL as u32)

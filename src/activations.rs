@@ -180,7 +180,7 @@ impl Contrast {
         let mut source = Provenance::read(&file);
         source.architecture = file.get_str("ggsteer.model.architecture").ok().map(Into::into);
         let shape = file.tensor(NAMES[0]).map(|t| t.ne);
-        let mut means = NAMES[..2].iter().map(|&name| -> Result<Means, ContrastError> {
+        let means = |name: &str| -> Result<Means, ContrastError> {
             let info = file.tensor(name);
             let plain = info.filter(|t| t.ty == GgmlType::F32 && Some(t.ne) == shape && t.ne[3] == 1);
             let info = plain.ok_or_else(|| ContrastError::Tensor {
@@ -190,14 +190,18 @@ impl Contrast {
                 expected: format!("F32 [n_embd, n_block, n_pos] {shape:?}"),
             })?;
             let mut values = vec![0.0; info.elements() as usize];
-            quant::decode(info.ty, file.tensor_data(info), &mut values)
-                .expect("an f32 tensor holds its elements: checked when the file was read");
+            let tensor = |source: quant::CodecError| ContrastError::Tensor {
+                path: path.to_path_buf(),
+                name: name.into(),
+                found: source.to_string(),
+                expected: "f32 values".into(),
+            };
+            quant::decode(info.ty, file.tensor_data(info), &mut values).map_err(tensor)?;
             let [n_embd, n_block, n_pos] = [0, 1, 2].map(|i| info.ne[i] as usize);
             let sums = values.into_iter().map(f64::from).collect();
             Ok(Means { n_pos, n_block, n_embd, counts: vec![1; n_pos * n_block], sums })
-        });
-        let mut next = || means.next().expect("two names");
-        Ok(Self { harmful: next()?, harmless: next()?, source })
+        };
+        Ok(Self { harmful: means(NAMES[0])?, harmless: means(NAMES[1])?, source })
     }
 }
 

@@ -113,7 +113,9 @@ impl OutputFile {
             Ok(_) if !force => return Err(OutputError::Exists { path: at() }),
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(OutputError::Io { path: at(), doing: "look at it", source }),
+            Err(source) => {
+                return Err(OutputError::Io { path: at(), doing: "look at it", source });
+            }
         }
         let mut builder = tempfile::Builder::new();
         builder.prefix(".ggsteer-").suffix(".part");
@@ -215,7 +217,7 @@ mod tests {
     fn dropped_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let mut out = OutputFile::create(&dir.path().join("out"), false, &[]).unwrap();
-        out.write_all(&[7; 3 << 20]).unwrap();
+        out.write_all(&vec![7; 3 << 20]).unwrap();
         drop(out);
         assert!(names(dir.path()).is_empty());
     }

@@ -16,7 +16,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -132,10 +131,7 @@ impl PromptSet {
             hash.update(prompt.as_bytes());
             hash.update([0]);
         }
-        let mut sha256 = String::with_capacity(64);
-        for byte in hash.finalize() {
-            let _ = write!(sha256, "{byte:02x}"); // writing to a String cannot fail
-        }
+        let sha256 = crate::hex(&hash.finalize());
         Self { prompts, source: source.into(), sha256 }
     }
 

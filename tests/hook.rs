@@ -85,8 +85,11 @@ fn stream() -> CapturePlan {
     CapturePlan { stream: true, ..CapturePlan::default() }
 }
 
-/// Each architecture with the interventions that are compared with the oracle.
-fn cases(model: &tiny::Model) -> Vec<(&'static str, Option<Arc<Intervention>>, Vec<f32>, Option<f32>)> {
+/// A name, the intervention, its vector, and the coefficient of an addition.
+type Case = (&'static str, Option<Arc<Intervention>>, Vec<f32>, Option<f32>);
+
+/// The interventions that are compared with the oracle.
+fn cases(model: &tiny::Model) -> Vec<Case> {
     let r = unit(model.spec.n_embd, 11);
     let ablate = Intervention::ablate(&[&r]).unwrap();
     let add = Intervention::add(1, &r, 3.5).unwrap();

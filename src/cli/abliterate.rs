@@ -151,7 +151,7 @@ fn split(set: &PromptSet, seed: u64) -> Result<[PromptSet; 3]> {
     // Fisher–Yates.
     let mut random = SplitMix64(seed);
     for i in (1..n).rev() {
-        prompts.swap(i, (random.next() % (i as u64 + 1)) as usize);
+        prompts.swap(i, (random.bits() % (i as u64 + 1)) as usize);
     }
     let test = prompts.split_off(n - n / 5);
     let validation = prompts.split_off(prompts.len() - n / 5);

@@ -92,5 +92,5 @@ pub fn fingerprint(file: &GgufFile) -> String {
             hash.update(&data[start..start + SAMPLE]);
         }
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    crate::hex(&hash.finalize())
 }

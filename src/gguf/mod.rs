@@ -5,6 +5,7 @@
 //! everything lay, so that a header can be copied byte for byte.
 
 mod amend;
+mod cursor;
 mod error;
 mod file;
 mod reader;
@@ -19,6 +20,9 @@ pub use reader::{Gguf, TensorInfo};
 pub use summary::{ModelSummary, TypeCount};
 pub use value::{Array, Value, ValueType};
 pub use writer::{NewTensor, TensorStream, Writer};
+
+#[cfg(test)]
+mod tests;
 
 /// The alignment of tensor data when `general.alignment` does not say.
 pub const DEFAULT_ALIGNMENT: u64 = 32;

@@ -1,16 +1,14 @@
-//! Parsing a GGUF header out of bytes, every field checked.
+//! A parsed GGUF header: what holds for the whole of it is checked here, single fields in `cursor`.
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::{Array, DEFAULT_ALIGNMENT, GgufError, Value, ValueType, padded};
+use super::cursor::Cursor;
+use super::{DEFAULT_ALIGNMENT, GgufError, Value, padded};
 use crate::quant::GgmlType;
 
 type Result<T> = std::result::Result<T, GgufError>;
-
-/// Arrays of arrays deeper than this are refused; llama.cpp has none at all.
-const MAX_NESTING: usize = 4;
 
 /// A parsed header: metadata and tensors in the file's order, and where everything lies.
 #[derive(Debug, Clone)]
@@ -70,80 +68,23 @@ impl Gguf {
     /// # Errors
     /// [`GgufError`] names what is wrong and where; nothing panics on any input.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let mut at = Cursor { bytes, at: 0 };
-        let magic = &bytes[..bytes.len().min(4)];
-        if magic != b"GGUF" {
-            return Err(GgufError::Magic { found: magic.escape_ascii().to_string() });
-        }
-        at.at = 4;
-        let version = at.u32("version")?;
-        if version & 0xffff == 0 && version != 0 {
-            return Err(GgufError::BigEndian(version.swap_bytes()));
-        }
-        if version != 2 && version != 3 {
-            return Err(GgufError::Version(version));
-        }
+        let mut at = Cursor::new(bytes);
+        let version = at.version()?;
         // A tensor info takes at least 24 bytes (name length, dimensions, type, offset), a pair at least 13.
         let n_tensors = at.count("tensor count", 24)?;
         let n_pairs = at.count("key count", 13)?;
-
-        let mut metadata = Vec::with_capacity(n_pairs.min(1 << 16));
-        let mut pair_ranges = Vec::with_capacity(n_pairs.min(1 << 16));
-        let mut seen = HashSet::new();
-        for i in 0..n_pairs {
-            let start = at.at;
-            let key = at.name(|| format!("key {i}"))?;
-            if key.is_empty() {
-                return Err(GgufError::EmptyKey { offset: start as u64 });
-            }
-            if !seen.insert(key.clone()) {
-                return Err(GgufError::DuplicateKey { key, offset: start as u64 });
-            }
-            let value = at.value(&key)?;
-            metadata.push((key, value));
-            pair_ranges.push(start..at.at);
-        }
-        let alignment = match metadata.iter().find(|(key, _)| key == "general.alignment") {
-            None => DEFAULT_ALIGNMENT,
-            Some((_, Value::U32(n))) if n.is_power_of_two() => u64::from(*n),
-            Some((_, Value::U32(n))) => return Err(GgufError::Alignment(u64::from(*n))),
-            Some((key, value)) => {
-                return Err(GgufError::KeyType {
-                    key: key.clone(),
-                    expected: "u32",
-                    found: value.describe(),
-                });
-            }
-        };
-
-        let infos_start = at.at;
-        let mut tensors: Vec<TensorInfo> = Vec::with_capacity(n_tensors.min(1 << 16));
-        let mut seen = HashSet::new();
-        let mut next = 0;
-        for i in 0..n_tensors {
-            let info = at.tensor(i)?;
-            if !seen.insert(info.name.clone()) {
-                return Err(GgufError::DuplicateTensor { name: info.name });
-            }
-            if info.offset != next {
-                return Err(GgufError::Offset { name: info.name, expected: next, found: info.offset });
-            }
-            next = info
-                .offset
-                .checked_add(info.bytes)
-                .and_then(|end| padded(end, alignment))
-                .ok_or_else(|| GgufError::Shape { name: info.name.clone(), ne: info.ne })?;
-            tensors.push(info);
-        }
-        let infos_range = infos_start..at.at;
+        let (metadata, pair_ranges) = read_pairs(&mut at, n_pairs)?;
+        let alignment = read_alignment(&metadata)?;
+        let infos_start = at.position();
+        let tensors = read_infos(&mut at, n_tensors, alignment)?;
+        let infos_range = infos_start..at.position();
 
         let file_len = bytes.len() as u64;
-        let header_end = at.at as u64;
+        let header_end = infos_range.end as u64;
         let data_start = if tensors.is_empty() { Some(header_end) } else { padded(header_end, alignment) };
         let data_start = data_start.ok_or(GgufError::Alignment(alignment))?;
         if data_start > file_len {
-            let needed = data_start - header_end;
-            return Err(at.truncated("padding after the header".into(), needed));
+            return Err(at.truncated("padding after the header".into(), data_start - header_end));
         }
         for info in &tensors {
             let start = data_start.checked_add(info.offset);
@@ -283,169 +224,63 @@ impl Gguf {
     }
 }
 
+/// Keys and values, and the bytes of each pair.
+type Pairs = (Vec<(String, Value)>, Vec<Range<usize>>);
+
+fn read_pairs(at: &mut Cursor<'_>, n: usize) -> Result<Pairs> {
+    let mut metadata = Vec::with_capacity(n.min(1 << 16));
+    let mut ranges = Vec::with_capacity(n.min(1 << 16));
+    let mut seen = HashSet::new();
+    for i in 0..n {
+        let start = at.position();
+        let key = at.name(|| format!("key {i}"))?;
+        if key.is_empty() {
+            return Err(GgufError::EmptyKey { offset: start as u64 });
+        }
+        if !seen.insert(key.clone()) {
+            return Err(GgufError::DuplicateKey { key, offset: start as u64 });
+        }
+        let value = at.value(&key)?;
+        metadata.push((key, value));
+        ranges.push(start..at.position());
+    }
+    Ok((metadata, ranges))
+}
+
+/// `general.alignment`, or the default: a u32 and a power of two.
+pub(super) fn read_alignment(metadata: &[(String, Value)]) -> Result<u64> {
+    match metadata.iter().find(|(key, _)| key == "general.alignment") {
+        None => Ok(DEFAULT_ALIGNMENT),
+        Some((_, Value::U32(n))) if n.is_power_of_two() => Ok(u64::from(*n)),
+        Some((_, Value::U32(n))) => Err(GgufError::Alignment(u64::from(*n))),
+        Some((key, value)) => Err(key_type(key, "u32", value)),
+    }
+}
+
+fn read_infos(at: &mut Cursor<'_>, n: usize, alignment: u64) -> Result<Vec<TensorInfo>> {
+    let mut tensors = Vec::with_capacity(n.min(1 << 16));
+    let mut seen = HashSet::new();
+    let mut next = 0;
+    for i in 0..n {
+        let info = at.tensor(i)?;
+        if !seen.insert(info.name.clone()) {
+            return Err(GgufError::DuplicateTensor { name: info.name });
+        }
+        if info.offset != next {
+            return Err(GgufError::Offset { name: info.name, expected: next, found: info.offset });
+        }
+        next = info
+            .offset
+            .checked_add(info.bytes)
+            .and_then(|end| padded(end, alignment))
+            .ok_or_else(|| GgufError::Shape { name: info.name.clone(), ne: info.ne })?;
+        tensors.push(info);
+    }
+    Ok(tensors)
+}
+
 fn key_type(key: &str, expected: &'static str, found: &Value) -> GgufError {
     GgufError::KeyType { key: key.into(), expected, found: found.describe() }
-}
-
-/// Reads forward through bytes; every step is checked against their end.
-struct Cursor<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Cursor<'a> {
-    fn room(&self) -> u64 {
-        (self.bytes.len() - self.at) as u64
-    }
-
-    fn truncated(&self, what: String, needed: u64) -> GgufError {
-        GgufError::Truncated { what, offset: self.at as u64, needed, end: self.bytes.len() as u64 }
-    }
-
-    fn take(&mut self, n: u64, what: impl FnOnce() -> String) -> Result<&'a [u8]> {
-        if n > self.room() {
-            return Err(self.truncated(what(), n));
-        }
-        let slice = &self.bytes[self.at..self.at + n as usize];
-        self.at += n as usize;
-        Ok(slice)
-    }
-
-    fn array<const N: usize>(&mut self, what: impl FnOnce() -> String) -> Result<[u8; N]> {
-        Ok(self.take(N as u64, what)?.try_into().expect("take gives the length asked for"))
-    }
-
-    fn u32(&mut self, what: &str) -> Result<u32> {
-        Ok(u32::from_le_bytes(self.array(|| what.into())?))
-    }
-
-    fn u64(&mut self, what: &str) -> Result<u64> {
-        Ok(u64::from_le_bytes(self.array(|| what.into())?))
-    }
-
-    /// A count of things that take at least `min_size` bytes each.
-    fn count(&mut self, what: &str, min_size: u64) -> Result<usize> {
-        let offset = self.at as u64;
-        let count = self.u64(what)?;
-        if count.checked_mul(min_size).is_none_or(|bytes| bytes > self.room()) {
-            return Err(GgufError::Count { what: what.into(), count, offset, room: self.room() });
-        }
-        Ok(count as usize)
-    }
-
-    fn string(&mut self, what: impl Fn() -> String) -> Result<&'a [u8]> {
-        let len = u64::from_le_bytes(self.array(&what)?);
-        self.take(len, what)
-    }
-
-    fn name(&mut self, what: impl Fn() -> String) -> Result<String> {
-        let offset = self.at as u64;
-        let bytes = self.string(&what)?;
-        String::from_utf8(bytes.to_vec()).map_err(|_| GgufError::Utf8 { what: what(), offset })
-    }
-
-    fn value_type(&mut self, key: &str) -> Result<ValueType> {
-        let offset = self.at as u64;
-        let found = self.u32(key)?;
-        ValueType::from_id(found).ok_or_else(|| GgufError::ValueType { key: key.into(), found, offset })
-    }
-
-    fn value(&mut self, key: &str) -> Result<Value> {
-        let what = || format!("key {key:?}");
-        Ok(match self.value_type(key)? {
-            ValueType::U8 => Value::U8(u8::from_le_bytes(self.array(what)?)),
-            ValueType::I8 => Value::I8(i8::from_le_bytes(self.array(what)?)),
-            ValueType::U16 => Value::U16(u16::from_le_bytes(self.array(what)?)),
-            ValueType::I16 => Value::I16(i16::from_le_bytes(self.array(what)?)),
-            ValueType::U32 => Value::U32(u32::from_le_bytes(self.array(what)?)),
-            ValueType::I32 => Value::I32(i32::from_le_bytes(self.array(what)?)),
-            ValueType::F32 => Value::F32(f32::from_le_bytes(self.array(what)?)),
-            ValueType::Bool => Value::Bool(self.array::<1>(what)? != [0]),
-            ValueType::String => match String::from_utf8(self.string(what)?.to_vec()) {
-                Ok(s) => Value::String(s),
-                Err(e) => Value::RawString(e.into_bytes()),
-            },
-            ValueType::Array => Value::Array(self.elements(key, 1)?),
-            ValueType::U64 => Value::U64(u64::from_le_bytes(self.array(what)?)),
-            ValueType::I64 => Value::I64(i64::from_le_bytes(self.array(what)?)),
-            ValueType::F64 => Value::F64(f64::from_le_bytes(self.array(what)?)),
-        })
-    }
-
-    fn elements(&mut self, key: &str, depth: usize) -> Result<Array> {
-        let offset = self.at as u64;
-        if depth > MAX_NESTING {
-            return Err(GgufError::Nesting { key: key.into(), limit: MAX_NESTING, offset });
-        }
-        let ty = self.value_type(key)?;
-        let n = self.count(&format!("key {key:?}: array length"), ty.min_size())?;
-        Ok(match ty {
-            ValueType::U8 => Array::U8(self.numbers(n, key, u8::from_le_bytes)?),
-            ValueType::I8 => Array::I8(self.numbers(n, key, i8::from_le_bytes)?),
-            ValueType::U16 => Array::U16(self.numbers(n, key, u16::from_le_bytes)?),
-            ValueType::I16 => Array::I16(self.numbers(n, key, i16::from_le_bytes)?),
-            ValueType::U32 => Array::U32(self.numbers(n, key, u32::from_le_bytes)?),
-            ValueType::I32 => Array::I32(self.numbers(n, key, i32::from_le_bytes)?),
-            ValueType::F32 => Array::F32(self.numbers(n, key, f32::from_le_bytes)?),
-            ValueType::Bool => Array::Bool(self.numbers(n, key, |b: [u8; 1]| b != [0])?),
-            ValueType::U64 => Array::U64(self.numbers(n, key, u64::from_le_bytes)?),
-            ValueType::I64 => Array::I64(self.numbers(n, key, i64::from_le_bytes)?),
-            ValueType::F64 => Array::F64(self.numbers(n, key, f64::from_le_bytes)?),
-            ValueType::String => self.strings(n, key)?,
-            ValueType::Array => {
-                let mut inner = Vec::new();
-                for _ in 0..n {
-                    inner.push(self.elements(key, depth + 1)?);
-                }
-                Array::Array(inner)
-            }
-        })
-    }
-
-    fn numbers<const N: usize, T>(&mut self, n: usize, key: &str, from: fn([u8; N]) -> T) -> Result<Vec<T>> {
-        // `n * N` was checked against the room when the count was read.
-        let bytes = self.take((n * N) as u64, || format!("key {key:?}"))?;
-        Ok(bytes.as_chunks::<N>().0.iter().map(|b| from(*b)).collect())
-    }
-
-    fn strings(&mut self, n: usize, key: &str) -> Result<Array> {
-        let mut all = Vec::with_capacity(n);
-        let mut utf8 = true;
-        for _ in 0..n {
-            let bytes = self.string(|| format!("key {key:?}: string"))?;
-            utf8 &= std::str::from_utf8(bytes).is_ok();
-            all.push(bytes.to_vec());
-        }
-        Ok(if utf8 {
-            Array::String(
-                all.into_iter().map(|b| String::from_utf8(b).expect("each was found to be UTF-8")).collect(),
-            )
-        } else {
-            Array::RawString(all)
-        })
-    }
-
-    fn tensor(&mut self, i: usize) -> Result<TensorInfo> {
-        let name = self.name(|| format!("name of tensor {i}"))?;
-        if name.len() >= 64 {
-            return Err(GgufError::NameLength { found: name.len(), name });
-        }
-        let what = format!("tensor {name:?}");
-        let n_dims = self.u32(&what)?;
-        if n_dims > 4 {
-            return Err(GgufError::Dimensions { name, found: n_dims });
-        }
-        let mut ne = [1; 4];
-        for n in ne.iter_mut().take(n_dims as usize) {
-            *n = self.u64(&what)?;
-        }
-        let id = self.u32(&what)?;
-        let ty =
-            GgmlType::from_id(id).map_err(|_| GgufError::TensorType { name: name.clone(), found: id })?;
-        let bytes = tensor_bytes(&name, ne, ty)?;
-        let offset = self.u64(&what)?;
-        Ok(TensorInfo { name, n_dims, ne, ty, offset, bytes })
-    }
 }
 
 /// The bytes a tensor of this shape and type takes.
@@ -457,7 +292,7 @@ pub(super) fn tensor_bytes(name: &str, ne: [u64; 4], ty: GgmlType) -> Result<u64
         return Err(too_large());
     }
     let block = ty.block_size();
-    if ne[0] % block != 0 {
+    if !ne[0].is_multiple_of(block) {
         return Err(GgufError::BlockSize { name: name.into(), found: ne[0], block, ty: ty.name() });
     }
     let rows = ne[1..].iter().try_fold(1u64, |product, n| product.checked_mul(*n)).ok_or_else(too_large)?;

@@ -62,7 +62,11 @@ impl ModelSummary {
                     count.bytes += tensor.bytes;
                 }
                 None => {
-                    types.push(TypeCount { r#type: tensor.ty.name().into(), tensors: 1, bytes: tensor.bytes })
+                    types.push(TypeCount {
+                        r#type: tensor.ty.name().into(),
+                        tensors: 1,
+                        bytes: tensor.bytes,
+                    });
                 }
             }
         }

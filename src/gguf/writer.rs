@@ -4,9 +4,9 @@
 use std::collections::HashSet;
 use std::io::Write;
 
-use super::reader::tensor_bytes;
+use super::reader::{read_alignment, tensor_bytes};
 use super::value::{write_pair, write_string};
-use super::{DEFAULT_ALIGNMENT, GgufError, Value, padded};
+use super::{GgufError, Value, padded};
 use crate::quant::GgmlType;
 
 type Result<T> = std::result::Result<T, GgufError>;
@@ -77,23 +77,12 @@ impl Writer {
         self
     }
 
-    fn alignment(&self) -> Result<u64> {
-        match self.metadata.iter().find(|(key, _)| key == "general.alignment") {
-            None => Ok(DEFAULT_ALIGNMENT),
-            Some((_, Value::U32(n))) if n.is_power_of_two() => Ok(u64::from(*n)),
-            Some((_, Value::U32(n))) => Err(GgufError::Alignment(u64::from(*n))),
-            Some((key, other)) => {
-                Err(GgufError::KeyType { key: key.clone(), expected: "u32", found: other.describe() })
-            }
-        }
-    }
-
     /// The header with its padding: everything before the data.
     ///
     /// # Errors
     /// What a reader would refuse: doubled or empty keys, doubled or long tensor names, shapes that do not fit.
     pub fn header(&self) -> Result<Vec<u8>> {
-        let alignment = self.alignment()?;
+        let alignment = read_alignment(&self.metadata)?;
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
         out.extend((self.tensors.len() as u64).to_le_bytes());
@@ -134,7 +123,7 @@ impl Writer {
     /// As [`Writer::header`], and [`GgufError::Write`].
     pub fn start<W: Write>(self, mut out: W) -> Result<TensorStream<W>> {
         let header = self.header()?;
-        let alignment = self.alignment()?;
+        let alignment = read_alignment(&self.metadata)?;
         out.write_all(&header)?;
         let due =
             self.tensors.iter().map(|t| Ok((t.name.clone(), t.bytes()?))).collect::<Result<Vec<_>>>()?;

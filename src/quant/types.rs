@@ -142,7 +142,7 @@ impl GgmlType {
     #[must_use]
     pub fn row_size(self, n: u64) -> Option<u64> {
         let block = self.block_size();
-        if n % block != 0 { None } else { (n / block).checked_mul(self.type_size()) }
+        if n.is_multiple_of(block) { (n / block).checked_mul(self.type_size()) } else { None }
     }
 
     /// Whether [`decode`](super::decode) knows this type: false for the integers, F64 and ggml's internal types.

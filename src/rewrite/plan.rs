@@ -106,7 +106,9 @@ impl Plan {
             if is_head && options.tied == Tied::Skip {
                 continue;
             }
-            let info = file.tensor(&writer.tensor).expect("writers are tensors of the file");
+            let Some(info) = file.tensor(&writer.tensor) else {
+                return Err(RewriteError::OtherFile { tensor: writer.tensor });
+            };
             let ty = info.ty;
             let problem = if !ty.can_decode() {
                 Some(CodecError::NotFloat(ty))

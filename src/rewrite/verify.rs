@@ -72,7 +72,9 @@ pub fn verify_untouched(original: &GgufFile, out: &GgufFile, plan: &Plan) -> Res
             return Err(VerifyError::Tensors { index, expected, found });
         }
         let new = &out.tensors()[index];
-        let Some(old) = original.tensors().get(index).or(embedding) else { continue };
+        let Some(old) = original.tensors().get(index).or(embedding) else {
+            continue;
+        };
         if index < n && plan.tensors.iter().any(|p| p.writer.tensor == old.name) {
             continue;
         }

@@ -41,7 +41,7 @@ impl Sampler {
     #[must_use]
     pub fn for_sequence(&self, i: u64) -> Self {
         let mut random = SplitMix64(self.random.0 ^ i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        random.0 = random.next();
+        random.0 = random.bits();
         Self { random, ..self.clone() }
     }
 
@@ -115,7 +115,7 @@ pub struct SplitMix64(pub u64);
 
 impl SplitMix64 {
     /// 64 random bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -125,7 +125,7 @@ impl SplitMix64 {
 
     /// Uniform in [0, 1), with all 53 bits.
     fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
@@ -157,8 +157,8 @@ mod tests {
     fn the_generator_gives_the_published_stream() {
         // The reference implementation's first outputs for seed 1234567.
         let mut random = SplitMix64(1_234_567);
-        assert_eq!(random.next(), 6_457_827_717_110_365_317);
-        assert_eq!(random.next(), 3_203_168_211_198_807_973);
+        assert_eq!(random.bits(), 6_457_827_717_110_365_317);
+        assert_eq!(random.bits(), 3_203_168_211_198_807_973);
     }
 
     #[test]
