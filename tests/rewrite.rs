@@ -704,3 +704,28 @@ fn a_second_reader_reads_the_output() {
         assert_eq!((&a.name, a.offset, a.bytes), (&b.name, b.offset, b.size));
     }
 }
+
+#[test]
+fn llama_cpp_loads_what_is_written() {
+    use llama_cpp_2::llama_backend::LlamaBackend;
+    use llama_cpp_2::model::{LlamaModel, params::LlamaModelParams};
+    llama_cpp_2::send_logs_to_tracing(llama_cpp_2::LogOptions::default().with_logs_enabled(false));
+    let backend = LlamaBackend::init().unwrap();
+    let bench = Bench::new(&Model::dense("llama", GgmlType::Q8_0).bytes());
+    // What llama.cpp wants to know beyond what this file needs comes in the same way as provenance does.
+    let keys: Vec<(String, Value)> = vec![
+        ("llama.context_length".into(), 64u32.into()),
+        ("llama.feed_forward_length".into(), (N_FF as u32).into()),
+        ("llama.attention.head_count".into(), 4u32.into()),
+        ("llama.attention.layer_norm_rms_epsilon".into(), 1e-5f32.into()),
+        ("llama.vocab_size".into(), (N_VOCAB as u32).into()),
+        ("tokenizer.ggml.model".into(), "no_vocab".into()),
+        ("ggsteer.version".into(), "0.1.0".into()),
+    ];
+    for tied in [Tied::Edit, Tied::Untie, Tied::Skip] {
+        let plan = Plan::new(&bench.open(), &[direction(1)], Options { tied }).unwrap();
+        bench.execute(&plan, &keys).unwrap();
+        let model = LlamaModel::load_from_file(&backend, &bench.output, &LlamaModelParams::default());
+        model.unwrap_or_else(|e| panic!("{tied:?}: {e}"));
+    }
+}
