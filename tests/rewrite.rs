@@ -587,3 +587,71 @@ fn a_second_reader_reads_the_output() {
         assert_eq!((&a.name, a.offset, a.bytes), (&b.name, b.offset, b.size));
     }
 }
+
+/// What llama.cpp wants to know beyond what a plan needs comes in the same way as provenance does.
+fn hyperparameters(arch: &str) -> Vec<(String, Value)> {
+    let of = |name: &str, value: Value| (format!("{arch}.{name}"), value);
+    vec![
+        of("context_length", 64u32.into()),
+        of("feed_forward_length", (N_FF as u32).into()),
+        of("attention.head_count", 4u32.into()),
+        of("attention.layer_norm_rms_epsilon", 1e-5f32.into()),
+        of("attention.layer_norm_epsilon", 1e-5f32.into()),
+        of("logit_scale", 1f32.into()),
+        of("vocab_size", (N_VOCAB as u32).into()),
+        ("tokenizer.ggml.model".into(), "no_vocab".into()),
+        ("ggsteer.version".into(), "0.1.0".into()),
+    ]
+}
+
+#[test]
+fn llama_cpp_loads_what_is_written() {
+    use llama_cpp_2::llama_backend::LlamaBackend;
+    use llama_cpp_2::model::{LlamaModel, params::LlamaModelParams};
+    llama_cpp_2::send_logs_to_tracing(llama_cpp_2::LogOptions::default().with_logs_enabled(false));
+    let backend = LlamaBackend::init().unwrap();
+    let loads = |bench: &Bench| {
+        LlamaModel::load_from_file(&backend, &bench.output, &LlamaModelParams::default()).is_ok()
+    };
+
+    let bench = Bench::new(&Model::dense("llama", GgmlType::Q8_0).bytes());
+    for tied in [Tied::Edit, Tied::Untie, Tied::Skip] {
+        let plan = Plan::new(&bench.open(), &[direction(1)], Options { tied }).unwrap();
+        bench.execute(&plan, &hyperparameters("llama")).unwrap();
+        assert!(loads(&bench), "{tied:?}");
+    }
+
+    // Whether an architecture takes an output matrix of its own is llama.cpp's to say: the table says the same.
+    for (arch, own, tied) in [
+        ("qwen2", true, true),
+        ("granite", true, true),
+        ("gemma", false, true),
+        ("gemma2", false, true),
+        ("gemma3", true, true),
+        ("internlm2", true, false),
+    ] {
+        let mut model = Model::dense(arch, GgmlType::F16);
+        for blk in ["blk.0", "blk.1"] {
+            if matches!(arch, "gemma2" | "gemma3") {
+                model.add(
+                    &format!("{blk}.post_attention_norm.weight"),
+                    &[N_EMBD],
+                    GgmlType::F32,
+                );
+                model.add(&format!("{blk}.post_ffw_norm.weight"), &[N_EMBD], GgmlType::F32);
+            }
+            if arch == "gemma3" {
+                model.add(&format!("{blk}.attn_q_norm.weight"), &[N_EMBD / 4], GgmlType::F32);
+                model.add(&format!("{blk}.attn_k_norm.weight"), &[N_EMBD / 4], GgmlType::F32);
+            }
+        }
+        let keys = hyperparameters(arch);
+        let without = Bench::new(&model.bytes());
+        let with = Bench::new(&model.with_head(GgmlType::F16).bytes());
+        for (bench, expected) in [(&with, own), (&without, tied)] {
+            let plan = Plan::new(&bench.open(), &[direction(1)], Options::default()).unwrap();
+            bench.execute(&plan, &keys).unwrap();
+            assert_eq!(loads(bench), expected, "{arch}");
+        }
+    }
+}

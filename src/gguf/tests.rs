@@ -391,6 +391,37 @@ proptest! {
     }
 
     #[test]
+    fn what_we_take_llama_cpp_takes(at in 0usize..1200, with in any::<u8>()) {
+        let writer = Writer::new()
+            .key("general.architecture", "llama")
+            .key("general.alignment", 32u32)
+            .key("a", Array::I16(vec![1, 2, 3]))
+            .key("b", Array::String(vec!["x".into(), "y".into()]))
+            .tensor("t", &[64, 2], GgmlType::Q8_0)
+            .tensor("u", &[5], GgmlType::F32);
+        let mut bytes = writer.header().unwrap();
+        let header = bytes.len();
+        bytes.resize(header + 1024, 0);
+        bytes[at % header] = with;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        std::fs::write(&path, &bytes).unwrap();
+        llama_cpp_2::send_logs_to_tracing(llama_cpp_2::LogOptions::default().with_logs_enabled(false));
+        let theirs = llama_cpp_2::gguf::GgufContext::from_file(&path);
+        match Gguf::parse(&bytes) {
+            Ok(ours) => {
+                // Nested arrays are ours alone.
+                let nested = ours.metadata().iter().any(|(_, v)| matches!(v, Value::Array(Array::Array(_))));
+                prop_assert!(nested || theirs.is_some(), "byte {} = {with}", at % header);
+            }
+            // What only we refuse: names that are not UTF-8, and data that is not there or cannot be (checked there on
+            // loading).
+            Err(GgufError::Utf8 { .. } | GgufError::Data { .. } | GgufError::Shape { .. }) => {}
+            Err(error) => prop_assert!(theirs.is_none(), "byte {} = {with}: {error}", at % header),
+        }
+    }
+
+    #[test]
     fn no_bytes_panic(at in 0usize..900, with in any::<u8>(), noise in prop::collection::vec(any::<u8>(), 0..200)) {
         let mut bytes = small();
         let len = bytes.len();

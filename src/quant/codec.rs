@@ -30,7 +30,8 @@ pub enum CodecError {
         usable: usize,
     },
     /// Bytes and elements do not belong together.
-    #[error("{elements} elements of type {ty} do not fill {found} bytes (expected {expected:?})")]
+    #[error("{elements} elements of type {ty} take {}, found {found} bytes",
+        .expected.map_or("no whole number of blocks".into(), |n| format!("{n} bytes")))]
     Length {
         /// The type.
         ty: GgmlType,
