@@ -3,7 +3,9 @@
 #
 # Builds llama.cpp once as shared libraries, and ggml's CPU backend once more for each variant; then runs the variants
 # in turn (A B C A B C ...), so that a busy machine slows all of them, and prints medians and their ratio to baseline.
-# FLAGS_BENCH_DIR (default target/flags-bench) keeps the builds and the three models, about 600 MB.
+# FLAGS_BENCH_DIR (default target/flags-bench) keeps the builds and the three models, about 600 MB;
+# FLAGS_BENCH_MODELS (default "q8_0 q4_k f16") chooses among them; FLAGS_BENCH_THREADS=1 counts processor time instead
+# of wall time, for a machine with other work.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -11,7 +13,8 @@ rounds=${1:-5}
 [ $# -gt 0 ] && shift
 variants=${*:-baseline avx512 avx512_vbmi_vnni native_no_amx}
 dir=${FLAGS_BENCH_DIR:-target/flags-bench}
-threads=$(getconf _NPROCESSORS_ONLN)
+threads=${FLAGS_BENCH_THREADS:-$(getconf _NPROCESSORS_ONLN)}
+models=${FLAGS_BENCH_MODELS:-q8_0 q4_k f16}
 source=$(ls -d "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/llama-cpp-sys-2-0.1.160/llama.cpp 2>/dev/null | head -n 1)
 if [ -z "$source" ]; then
     echo "error: llama.cpp's source is not there: run 'cargo fetch' first" >&2
@@ -60,7 +63,7 @@ done
 
 results=$dir/results.txt
 : >"$results"
-for type in q8_0 q4_k f16; do
+for type in $models; do
     round=1
     while [ "$round" -le "$rounds" ]; do
         for variant in $variants; do
@@ -73,7 +76,7 @@ for type in q8_0 q4_k f16; do
 done
 
 # Medians, and their ratio to the first variant.
-awk -v variants="$variants" '
+awk -v variants="$variants" -v models="$models" '
     NF == 5 { n = ++count[$1 " " $2]; for (i = 3; i <= 5; i++) seen[$1 " " $2, i, n] = $i + 0 }
     function median(key, i,    n, a, b, t, v) {
         n = count[key]
@@ -84,8 +87,8 @@ awk -v variants="$variants" '
     END {
         m = split(variants, list, " ")
         printf "%-5s %-18s %19s %19s %19s\n", "model", "variant", "prefill 512 t/s", "decode 1 t/s", "decode 8 t/s"
-        split("q8_0 q4_k f16", types, " ")
-        for (t = 1; t <= 3; t++) for (k = 1; k <= m; k++) {
+        o = split(models, types, " ")
+        for (t = 1; t <= o; t++) for (k = 1; k <= m; k++) {
             type = types[t]; key = type " " list[k]
             if (!(key in count)) { printf "%-5s %-18s crashed\n", type, list[k]; continue }
             printf "%-5s %-18s", type, list[k]
