@@ -633,11 +633,7 @@ fn llama_cpp_loads_what_is_written() {
         let mut model = Model::dense(arch, GgmlType::F16);
         for blk in ["blk.0", "blk.1"] {
             if matches!(arch, "gemma2" | "gemma3") {
-                model.add(
-                    &format!("{blk}.post_attention_norm.weight"),
-                    &[N_EMBD],
-                    GgmlType::F32,
-                );
+                model.add(&format!("{blk}.post_attention_norm.weight"), &[N_EMBD], GgmlType::F32);
                 model.add(&format!("{blk}.post_ffw_norm.weight"), &[N_EMBD], GgmlType::F32);
             }
             if arch == "gemma3" {

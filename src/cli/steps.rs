@@ -16,7 +16,7 @@ use ggsteer::select::{Candidate, Rules, Selection, Verdict, choose};
 use serde::Serialize;
 
 use super::args::{PARALLEL, RunArgs, Sets, longest};
-use super::ui::{Ui, bytes, table};
+use super::ui::{Ui, bytes, table, warn};
 
 /// Where directions measured on `model` with `sets` come from.
 pub fn source(model: &Model, sets: &Sets) -> Result<Provenance> {
@@ -204,7 +204,7 @@ pub fn orthogonalize(
     rewrite::verify_untouched(&file, &written, &plan).with_context(|| path.display().to_string())?;
     if report.max_leak > MAX_LEAK {
         let worst = report.tensors.iter().filter(|t| t.leak > MAX_LEAK);
-        ui.warn(&format!(
+        warn(&format!(
             "re-encoding snapped part of the edit back: {} of {} tensors keep more than 1 % of the direction, the worst \
              {:.1} %. The file behaves like a partial ablation; measure it with `ggsteer evaluate`, or start from a \
              file of more bits",

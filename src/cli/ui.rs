@@ -19,19 +19,14 @@ pub struct Ui {
 
 impl Ui {
     /// A remark on stderr.
-    pub fn note(&self, words: &str) {
+    pub fn note(self, words: &str) {
         if !self.quiet {
             eprintln!("{words}");
         }
     }
 
-    /// A warning on stderr, even when quiet.
-    pub fn warn(&self, words: &str) {
-        eprintln!("warning: {words}");
-    }
-
     /// Prints `value` as JSON where asked for, and otherwise what `human` writes.
-    pub fn print<T: Serialize>(&self, value: &T, human: impl FnOnce() -> String) -> Result<()> {
+    pub fn print<T: Serialize>(self, value: &T, human: impl FnOnce() -> String) -> Result<()> {
         let text = if self.json { serde_json::to_string_pretty(value)? } else { human() };
         let mut stdout = std::io::stdout().lock();
         writeln!(stdout, "{}", text.trim_end())?;
@@ -39,7 +34,7 @@ impl Ui {
     }
 
     /// A bar of `len` steps, on a terminal only.
-    pub fn progress(&self, len: usize, what: &str) -> ProgressBar {
+    pub fn progress(self, len: usize, what: &str) -> ProgressBar {
         let shown = !self.quiet && std::io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let style = ProgressStyle::with_template("{msg:<28} {bar:30} {pos}/{len}  {elapsed} (left {eta})")
@@ -49,6 +44,11 @@ impl Ui {
         bar.enable_steady_tick(Duration::from_millis(200));
         bar
     }
+}
+
+/// A warning on stderr, even when quiet.
+pub fn warn(words: &str) {
+    eprintln!("warning: {words}");
 }
 
 /// An aligned table without lines: the first `left` columns to the left, numbers to the right.

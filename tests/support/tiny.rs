@@ -142,6 +142,11 @@ impl Spec {
         let (d, f, kv) = (self.n_embd, self.n_ff, self.n_embd_kv());
         let matrix =
             |name: &str, n_in: usize, n_out: usize| (name.to_owned(), vec![n_in, n_out], Role::Matrix);
+        // As GPT-2 was initialised: what writes the residual stream is smaller by the root of the number of writes.
+        let n_writes = 2 * self.n_layer;
+        let writer = |name: &str, n_in: usize, n_out: usize| {
+            (name.to_owned(), vec![n_in, n_out], Role::Writer { n_writes })
+        };
         let gain = |name: &str| (name.to_owned(), vec![d], Role::Gain);
         let bias = |name: &str, n: usize| (name.to_owned(), vec![n], Role::Bias);
 
@@ -156,24 +161,24 @@ impl Spec {
                     matrix("attn_q.weight", d, d),
                     matrix("attn_k.weight", d, kv),
                     matrix("attn_v.weight", d, kv),
-                    matrix("attn_output.weight", d, d),
+                    writer("attn_output.weight", d, d),
                     gain("ffn_norm.weight"),
                     matrix("ffn_gate.weight", d, f),
                     matrix("ffn_up.weight", d, f),
-                    matrix("ffn_down.weight", f, d),
+                    writer("ffn_down.weight", f, d),
                 ],
                 Arch::Gpt2 => vec![
                     gain("attn_norm.weight"),
                     bias("attn_norm.bias", d),
                     matrix("attn_qkv.weight", d, 3 * d),
                     bias("attn_qkv.bias", 3 * d),
-                    matrix("attn_output.weight", d, d),
+                    writer("attn_output.weight", d, d),
                     bias("attn_output.bias", d),
                     gain("ffn_norm.weight"),
                     bias("ffn_norm.bias", d),
                     matrix("ffn_up.weight", d, f),
                     bias("ffn_up.bias", f),
-                    matrix("ffn_down.weight", f, d),
+                    writer("ffn_down.weight", f, d),
                     bias("ffn_down.bias", d),
                 ],
             };
@@ -200,6 +205,8 @@ enum Role {
     Embedding,
     /// Values of order 1/√n_in, so that outputs are as large as inputs.
     Matrix,
+    /// A matrix that writes the residual stream: smaller by √n_writes.
+    Writer { n_writes: usize },
     /// A norm's weight: near 1.
     Gain,
     /// Values of order 0.1.
@@ -232,6 +239,7 @@ impl Model {
             let (mean, deviation) = match role {
                 Role::Embedding => (0.0, 1.0),
                 Role::Matrix => (0.0, 1.0 / (ne[0] as f32).sqrt()),
+                Role::Writer { n_writes } => (0.0, 1.0 / ((ne[0] * n_writes) as f32).sqrt()),
                 Role::Gain => (1.0, 0.1),
                 Role::Bias => (0.0, 0.1),
             };
@@ -358,6 +366,7 @@ pub fn big(path: &Path, spec: &Spec, ty: Type) -> io::Result<()> {
         let deviation = match layout[i].2 {
             Role::Embedding | Role::Gain => 1.0,
             Role::Matrix => 1.0 / (layout[i].1[0] as f32).sqrt(),
+            Role::Writer { n_writes } => 1.0 / ((layout[i].1[0] * n_writes) as f32).sqrt(),
             Role::Bias => 0.1,
         };
         match infos[i].ty {
