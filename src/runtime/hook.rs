@@ -321,7 +321,9 @@ impl Hook {
             intervention.ablate.ablate(x);
             if let Some(block) = output_of {
                 let (component, norm) = intervention.ablate.component(x);
-                if component > ABLATED * norm || !component.is_finite() {
+                // A NaN anywhere makes the norm NaN, and the comparison false.
+                let erased = component <= ABLATED * norm;
+                if !erased {
                     return Err(HookError::NotAblated { block, token, component, norm });
                 }
             }
