@@ -111,10 +111,13 @@ pub enum ContrastError {
     /// The output file could not be finished.
     #[error(transparent)]
     Output(#[from] OutputError),
+    /// The output file could not be written; the cause names it.
+    #[error(transparent)]
+    Write(GgufError),
 }
 
 /// `general.architecture` of a directions file.
-const KIND: &str = "ggsteer-directions";
+pub(crate) const KIND: &str = "ggsteer-directions";
 
 impl Contrast {
     /// mean(harmful) − mean(harmless), `n_embd`, at `position` and the output of `block`.
@@ -138,7 +141,6 @@ impl Contrast {
     /// # Errors
     /// A disk that refuses.
     pub fn save_to(&self, mut out: OutputFile) -> Result<(), ContrastError> {
-        let path = out.path().to_path_buf();
         let (n_pos, n_block, n_embd) = self.harmful.shape();
         let ne = [n_embd, n_block, n_pos].map(|n| n as u64);
         let mut writer = Writer::new().key("general.architecture", KIND);
@@ -162,7 +164,7 @@ impl Contrast {
             stream.finish()?.flush()?;
             Ok(())
         });
-        written.map_err(|source| ContrastError::Gguf { path, source })?;
+        written.map_err(ContrastError::Write)?;
         Ok(out.commit()?)
     }
 
@@ -171,7 +173,11 @@ impl Contrast {
     /// # Errors
     /// See [`ContrastError`].
     pub fn load(path: &Path) -> Result<Self, ContrastError> {
-        let fail = |source| ContrastError::Gguf { path: path.to_path_buf(), source };
+        let fail = |source| match source {
+            // Names the path itself.
+            GgufError::Io { path, source } => ContrastError::Gguf { path, source: GgufError::Write(source) },
+            source => ContrastError::Gguf { path: path.to_path_buf(), source },
+        };
         let file = GgufFile::open(path).map_err(fail)?;
         let kind = file.arch().map_err(fail)?;
         if kind != KIND {

@@ -13,9 +13,22 @@ fn main() -> ExitCode {
         // A reader that has had enough (`ggsteer … | head`) is no failure.
         Err(error) if cli::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let line = format!("{error:#}").replace('\n', " ");
-            eprintln!("error: {line}");
+            eprintln!("error: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes in one line, what was said before left out: many errors tell their cause, or the path that
+/// is their context, themselves.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if cause.starts_with(&line) {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }

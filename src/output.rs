@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use tempfile::TempPath;
 
 /// Why an output file could not be begun or finished.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +22,7 @@ pub enum OutputError {
         input: PathBuf,
     },
     /// Something is there, and overwriting was not asked for.
-    #[error("{}: exists already", .path.display())]
+    #[error("{}: exists already; overwrite it with --force", .path.display())]
     Exists {
         /// The output path.
         path: PathBuf,
@@ -70,7 +70,9 @@ pub struct OutputFile {
     path: PathBuf,
     folder: PathBuf,
     force: bool,
-    file: BufWriter<NamedTempFile>,
+    file: BufWriter<File>,
+    /// Where the bytes are until then; gone when dropped.
+    temporary: TempPath,
 }
 
 impl OutputFile {
@@ -130,7 +132,9 @@ impl OutputFile {
             doing: "create a file in its folder",
             source,
         })?;
-        Ok(Self { path: at(), folder, force, file: BufWriter::with_capacity(1 << 20, file) })
+        // Apart, for the errors of a `NamedTempFile` name the temporary file.
+        let (file, temporary) = file.into_parts();
+        Ok(Self { path: at(), folder, force, file: BufWriter::with_capacity(1 << 20, file), temporary })
     }
 
     /// The path this file will have.
@@ -145,12 +149,12 @@ impl OutputFile {
     /// [`OutputError::Io`] when the disk refuses, [`OutputError::Exists`] when something took the path meanwhile and
     /// overwriting was not asked for; nothing is left behind then.
     pub fn commit(self) -> Result<(), OutputError> {
-        let Self { path, folder, force, file } = self;
+        let Self { path, folder, force, file, temporary } = self;
         let fail =
             |doing: &'static str, source: io::Error| OutputError::Io { path: path.clone(), doing, source };
         let file = file.into_inner().map_err(|e| fail("write", e.into_error()))?;
-        file.as_file().sync_all().map_err(|e| fail("sync", e))?;
-        let kept = if force { file.persist(&path) } else { file.persist_noclobber(&path) };
+        file.sync_all().map_err(|e| fail("sync", e))?;
+        let kept = if force { temporary.persist(&path) } else { temporary.persist_noclobber(&path) };
         kept.map_err(|e| match e.error.kind() {
             io::ErrorKind::AlreadyExists => OutputError::Exists { path: path.clone() },
             _ => fail("rename to it", e.error),

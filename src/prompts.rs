@@ -178,6 +178,12 @@ pub fn overlap(a: &PromptSet, b: &PromptSet) -> usize {
     b.prompts.iter().collect::<HashSet<_>>().intersection(&a).count()
 }
 
+/// The file of a spec, without its column.
+#[must_use]
+pub fn path_of(spec: &str) -> &Path {
+    split_spec(spec).0
+}
+
 /// `PATH` or `PATH:COLUMN`, told apart by which files there are. When there is none, the whole spec is the path.
 fn split_spec(spec: &str) -> (&Path, Option<&str>) {
     let whole = Path::new(spec);

@@ -78,10 +78,15 @@ struct Output<'a> {
 
 impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
-        let out = OutputFile::create(&self.output, self.force, &[&self.model])?;
+        let [harmful, harmless] = self.prompts.paths();
+        let inputs = [&self.model, harmful, harmless];
+        let out = OutputFile::create(&self.output, self.force, &inputs)?;
         let out_direction = (self.save_direction.as_ref())
-            .map(|path| OutputFile::create(path, self.force, &[&self.model]))
+            .map(|path| OutputFile::create(path, self.force, &inputs))
             .transpose()?;
+        if self.save_direction.as_ref() == Some(&self.output) {
+            bail!("{}: both --output and --save-direction", self.output.display());
+        }
         let sets = self.prompts.load()?;
         let markers = self.markers.load()?;
         let (harmful, harmless) = (split(&sets.harmful, self.seed)?, split(&sets.harmless, self.seed)?);

@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use ggsteer::direction::Direction;
 use ggsteer::evaluate::refusals::Markers;
 use ggsteer::evaluate::run::Set;
 use ggsteer::gguf::GgufFile;
-use ggsteer::prompts::PromptSet;
+use ggsteer::prompts::{self, PromptSet};
 use ggsteer::runtime::template::ChatTemplate;
-use ggsteer::runtime::{Model, ModelOptions, Prompt, Session, SessionOptions};
+use ggsteer::runtime::{Error, Model, ModelOptions, Prompt, Session, SessionOptions};
 
 use super::ui::Ui;
 
@@ -40,15 +40,28 @@ impl RunArgs {
             Some(name) => Some(match ChatTemplate::builtin(name) {
                 Some(source) => source.to_string(),
                 None => std::fs::read_to_string(name).with_context(|| {
-                    format!("--chat-template {name}: neither a built-in name nor a readable file")
+                    let names = ChatTemplate::builtin_names().collect::<Vec<_>>().join(", ");
+                    format!("--chat-template {name}: neither a built-in name ({names}) nor a readable file")
                 })?,
             }),
         };
-        Ok(Model::load(path, &ModelOptions { n_gpu_layers: self.gpu_layers, chat_template })?)
+        let options = ModelOptions { n_gpu_layers: self.gpu_layers, chat_template };
+        Model::load(path, &options).map_err(|error| match (&error, &self.chat_template) {
+            (Error::Template(_), Some(name)) => anyhow!("--chat-template {name}: {error}"),
+            (Error::Template(_), None) => anyhow!("{}: {error}", path.display()),
+            _ => error.into(),
+        })
     }
 
-    /// A context in which `n_seq` sequences of up to `longest` tokens fit.
+    /// A context in which `n_seq` sequences of up to `longest` tokens fit; refused before any memory is taken where one
+    /// is longer than the model's own context.
     pub fn session<'m>(&self, model: &'m Model, n_seq: usize, longest: usize) -> Result<Session<'m>> {
+        let room = model.n_ctx_train();
+        if longest > room {
+            return Err(
+                Error::TooLong { what: "longest prompt and answer".into(), found: longest, room }.into()
+            );
+        }
         let n_batch = usize::from(self.batch);
         let options = SessionOptions {
             n_ctx: n_batch.max(n_seq * longest),
@@ -85,6 +98,11 @@ pub struct Sets {
 }
 
 impl PromptArgs {
+    /// The files of both sets.
+    pub fn paths(&self) -> [&Path; 2] {
+        [&self.harmful, &self.harmless].map(|spec| prompts::path_of(spec))
+    }
+
     /// Reads both sets.
     pub fn load(&self) -> Result<Sets> {
         let mut sets =

@@ -56,7 +56,8 @@ struct Row {
 
 impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
-        let out = OutputFile::create(&self.output, self.force, &[&self.model])?;
+        let [harmful, harmless] = self.prompts.paths();
+        let out = OutputFile::create(&self.output, self.force, &[&self.model, harmful, harmless])?;
         let sets = self.prompts.load()?;
         let model = self.run.load(&self.model)?;
         describe(ui, &model);

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ggsteer::intervention::Intervention;
 use ggsteer::runtime::sampling::Sampler;
 use ggsteer::runtime::{Finish, GenerateOptions, Job, Model};
@@ -115,7 +115,7 @@ impl Args {
             }
         };
         let completions = session.generate(&jobs, &options, &mut show, &mut |_, _| ())?;
-        written?;
+        written.context("stdout")?;
         let completion = &completions[0];
         let output = Output {
             model: self.model.display().to_string(),

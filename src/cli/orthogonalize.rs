@@ -77,11 +77,12 @@ impl Args {
         let file = GgufFile::open(&self.model).with_context(at)?;
         let arch = file.arch().with_context(at)?.to_string();
         let n_embd = ggsteer::gguf::ModelSummary::new(&file).with_context(at)?.n_embd as usize;
-        let load = |path: &PathBuf| {
+        let load = |path: &PathBuf| -> Result<Direction> {
             let direction = Direction::load(path, self.block)?;
-            direction.check_model(&arch, n_embd).with_context(|| path.display().to_string())?;
+            direction.check_model(&arch, n_embd)?;
             Ok(direction)
         };
+        let load = |path: &PathBuf| load(path).with_context(|| path.display().to_string());
         let directions = self.direction.iter().map(load).collect::<Result<Vec<Direction>>>()?;
         let (plan, report) = steps::orthogonalize(ui, &self.model, &directions, self.tied.into(), out)?;
         let output = Output {

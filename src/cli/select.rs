@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use ggsteer::activations::Contrast;
 use ggsteer::output::OutputFile;
 use ggsteer::runtime::{Model, Token};
@@ -96,14 +96,32 @@ impl Chosen {
     }
 }
 
+/// Whether the directions can have been measured on this model.
+fn check(contrast: &Contrast, model: &Model) -> Result<()> {
+    let (_, n_block, n_embd) = contrast.harmful.shape();
+    let shape = (model.n_block(), model.n_embd());
+    if (n_block, n_embd) != shape {
+        bail!("directions of {n_block} blocks × {n_embd}, the model has {} × {}", shape.0, shape.1);
+    }
+    match &contrast.source.architecture {
+        Some(found) if *found != model.architecture() => {
+            bail!("directions were made for architecture {found:?}, model is {:?}", model.architecture())
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
-        let out = OutputFile::create(&self.output, self.force, &[&self.model, &self.directions])?;
+        let [harmful, harmless] = self.prompts.paths();
+        let inputs = [&self.model, self.directions.as_path(), harmful, harmless];
+        let out = OutputFile::create(&self.output, self.force, &inputs)?;
         let sets = self.prompts.load()?;
         let markers = self.markers.load()?;
         let contrast = Contrast::load(&self.directions)?;
         let model = self.run.load(&self.model)?;
         describe(ui, &model);
+        check(&contrast, &model).with_context(|| self.directions.display().to_string())?;
         let tokens = self.tokens.load(&model)?;
         let (harmful, harmless) = (tokenize(&model, &sets.harmful)?, tokenize(&model, &sets.harmless)?);
         let choice =

@@ -9,7 +9,7 @@ use ggsteer::evaluate::Markers;
 use ggsteer::evaluate::run::Set;
 use ggsteer::gguf::{GgufFile, Value, fingerprint};
 use ggsteer::output::OutputFile;
-use ggsteer::rewrite::{self, Options, Plan, Report, Tied};
+use ggsteer::rewrite::{self, Options, Plan, Report, RewriteError, Tied};
 use ggsteer::runtime::Model;
 use ggsteer::select::grid::{self, RefusalTokens};
 use ggsteer::select::{Candidate, Rules, Selection, Verdict, choose};
@@ -73,14 +73,6 @@ pub fn select(
     markers: &Markers,
     tokens: Option<RefusalTokens>,
 ) -> Result<Choice> {
-    let (_, n_block, n_embd) = contrast.harmful.shape();
-    if (n_block, n_embd) != (model.n_block(), model.n_embd()) {
-        bail!(
-            "the directions are of {n_block} blocks × {n_embd}, the model has {} × {}",
-            model.n_block(),
-            model.n_embd()
-        );
-    }
     let mut session = run.session(model, PARALLEL, longest([harmful, harmless]) + 32)?;
     let tokens = if let Some(tokens) = tokens {
         tokens
@@ -130,10 +122,11 @@ pub fn select(
 }
 
 impl Choice {
-    /// The chosen direction; where none survived the rules, an error with the table.
+    /// The chosen direction; where none survived the rules, an error, and the table on stderr.
     pub fn direction(&self, contrast: &Contrast) -> Result<Direction> {
         let Some(chosen) = self.selection.chosen else {
-            bail!("no candidate survives the rules; nothing was written\n{}", self.table(usize::MAX));
+            warn(&format!("every candidate was dropped:\n{}", self.table(usize::MAX)));
+            bail!("no candidate survives the rules (the table says why for each); nothing was written");
         };
         let Candidate { position, layer, bypass, induce, kl } = self.candidates[chosen];
         let block = layer.block().context("a candidate at the embedding cannot be written")?;
@@ -197,8 +190,12 @@ pub fn orthogonalize(
     let path = out.path().to_path_buf();
     let bar = ui.progress(plan.tensors.len(), "rewriting");
     let keys = provenance(&file, directions);
-    let report =
-        rewrite::execute(&file, &plan, out, &keys, &mut |p| bar.inc(u64::from(p.edited))).with_context(at)?;
+    let report = rewrite::execute(&file, &plan, out, &keys, &mut |p| bar.inc(u64::from(p.edited)));
+    let report = report.map_err(|error| match error {
+        // Names the output, and the input is not to blame.
+        RewriteError::Output(_) | RewriteError::Write(_) => error.into(),
+        _ => anyhow::Error::from(error).context(at()),
+    })?;
     bar.finish_and_clear();
     let written = GgufFile::open(&path).with_context(|| path.display().to_string())?;
     rewrite::verify_untouched(&file, &written, &plan).with_context(|| path.display().to_string())?;

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -29,8 +29,7 @@ impl Ui {
     pub fn print<T: Serialize>(self, value: &T, human: impl FnOnce() -> String) -> Result<()> {
         let text = if self.json { serde_json::to_string_pretty(value)? } else { human() };
         let mut stdout = std::io::stdout().lock();
-        writeln!(stdout, "{}", text.trim_end())?;
-        Ok(())
+        writeln!(stdout, "{}", text.trim_end()).context("stdout")
     }
 
     /// A bar of `len` steps, on a terminal only.

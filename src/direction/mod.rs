@@ -46,7 +46,7 @@ pub enum DirectionError {
         source: GgufError,
     },
     /// A GGUF file of another kind.
-    #[error("{}: not a control vector: general.architecture is {found:?}", .path.display())]
+    #[error("{}: not a control vector: general.architecture is {found:?}{}", .path.display(), hint(.found))]
     NotAControlVector {
         /// The file.
         path: PathBuf,
@@ -109,6 +109,18 @@ pub enum DirectionError {
     /// The file cannot be written.
     #[error(transparent)]
     Output(#[from] OutputError),
+    /// The output file could not be written; the cause names it.
+    #[error(transparent)]
+    Write(GgufError),
+}
+
+/// What to do with the file instead.
+fn hint(found: &str) -> &'static str {
+    if found == crate::activations::KIND {
+        "; choose one of its directions with `ggsteer select`"
+    } else {
+        ""
+    }
 }
 
 impl Direction {
@@ -235,7 +247,6 @@ impl Direction {
     /// As [`Direction::save`].
     pub fn save_to(&self, mut out: OutputFile) -> Result<(), DirectionError> {
         self.check()?;
-        let path = out.path().to_path_buf();
         let mut writer = Writer::new().key("general.architecture", "controlvector");
         if let Some(arch) = &self.meta.architecture {
             writer = writer.key("controlvector.model_hint", arch.as_str());
@@ -252,7 +263,7 @@ impl Direction {
             stream.finish()?.flush()?;
             Ok(())
         });
-        written.map_err(|source| DirectionError::Gguf { path, source })?;
+        written.map_err(DirectionError::Write)?;
         Ok(out.commit()?)
     }
 }

@@ -48,7 +48,7 @@ pub enum Error {
     #[error("{}: no chat template in the file; give one with --chat-template NAME or FILE", .0.display())]
     NoTemplate(PathBuf),
     /// The chat template does not compile or render.
-    #[error("chat template: {0}")]
+    #[error(transparent)]
     Template(#[from] template::TemplateError),
     /// llama.cpp could not make a context.
     #[error("llama.cpp cannot make a context: {0}")]

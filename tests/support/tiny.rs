@@ -80,6 +80,8 @@ pub struct Spec {
     pub tied: bool,
     /// `tokenizer.chat_template`, absent with `None`.
     pub chat_template: Option<String>,
+    /// Metadata besides, or in place of, what the architecture needs.
+    pub extra: Vec<(String, Value)>,
     pub seed: u64,
 }
 
@@ -96,6 +98,7 @@ impl Spec {
             n_ctx: 128,
             tied: arch != Arch::Llama,
             chat_template: Some(CHATML.to_owned()),
+            extra: Vec::new(),
             seed: 1,
         }
     }
@@ -134,6 +137,8 @@ impl Spec {
         if let Some(template) = &self.chat_template {
             kv.push(("tokenizer.chat_template".to_owned(), Value::Str(template.clone())));
         }
+        kv.retain(|(key, _)| self.extra.iter().all(|(other, _)| other != key));
+        kv.extend(self.extra.iter().cloned());
         kv
     }
 

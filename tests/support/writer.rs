@@ -7,6 +7,7 @@ use std::path::Path;
 const ALIGNMENT: u64 = 32;
 
 /// A metadata value.
+#[derive(Clone, Debug)]
 pub enum Value {
     U32(u32),
     F32(f32),
