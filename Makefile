@@ -25,6 +25,7 @@ demo: build
 
 # Everything in the release profile, so that llama.cpp is built once.
 test: lint
+	@sh scripts/setup.sh test
 	+cargo test --release
 
 lint: setup

@@ -12,6 +12,7 @@ cd "$(dirname "$0")/.."
 
 cmake_wheel='cmake==3.31.6'
 libclang_wheel='libclang==18.1.1'
+gguf_wheel='gguf==0.19.0'
 wheels=.tools/python
 log=.tools/setup.log
 config=.cargo/config.toml
@@ -106,23 +107,30 @@ try_system() {
     fi
 }
 
+# pip_install FOLDER PACKAGE...: wheels into a folder of their own.
+pip_install() {
+    folder=$1
+    shift
+    mkdir -p .tools
+    if python3 -m pip --version >>"$log" 2>&1; then
+        pip='python3 -m pip'
+    else
+        python3 -m venv .tools/venv >>"$log" 2>&1 || return 1
+        pip=.tools/venv/bin/pip
+    fi
+    # shellcheck disable=SC2086 # pip is a command line
+    PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 \
+        $pip install --only-binary :all: --upgrade --target "$folder" "$@" >>"$log" 2>&1
+}
+
 try_wheels() {
     have python3 || return 1
     list=
-    system_cmake || wheel_cmake || list=" $cmake_wheel"
+    system_cmake || wheel_cmake || list=$cmake_wheel
     system_libclang || wheel_libclang || list="$list $libclang_wheel"
-    say "installing$list from PyPI into $wheels: $why"
-    {
-        if python3 -m pip --version; then
-            pip='python3 -m pip'
-        else
-            python3 -m venv .tools/venv || return 1
-            pip=.tools/venv/bin/pip
-        fi
-        # shellcheck disable=SC2086 # pip is a command line, list is a list
-        PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 \
-            $pip install --only-binary :all: --upgrade --target "$wheels" $list
-    } >>"$log" 2>&1
+    say "installing" $list "from PyPI into $wheels: $why"
+    # shellcheck disable=SC2086 # list is a list
+    pip_install "$wheels" $list
 }
 
 ready() { { system_cmake || wheel_cmake; } && { system_libclang || wheel_libclang; }; }
@@ -139,6 +147,14 @@ if ! ready; then
         fail "CMake and libclang could not be installed (see $log): install them, for instance with" \
             "'sudo apt-get install cmake libclang-dev', and run this again"
     fi
+fi
+
+# A test reads our files with Python's own GGUF reader, where there is a Python.
+reader=.tools/gguf
+if [ "${1:-}" = test ] && have python3 && ! PYTHONPATH=$reader python3 -c 'import gguf' 2>/dev/null; then
+    say "installing $gguf_wheel from PyPI into $reader: a test reads our files with Python's GGUF reader"
+    pip_install "$reader" "$gguf_wheel" ||
+        fail "$gguf_wheel could not be installed (see $log): install pip or venv (Debian: python3-venv)"
 fi
 
 # ggml's options for this processor, as lines NAME=ON. Measured with scripts/flags-bench.sh on a Xeon with AVX-512 (12

@@ -203,15 +203,6 @@ fn too_few_prompts_to_split_are_refused() {
     );
 }
 
-#[test]
-fn a_limit_of_no_prompts_is_refused() {
-    let folder = Folder::new();
-    folder.refuses(
-        "evaluate model.gguf --harmful harmful.txt --harmless harmless.txt --limit 0",
-        &["--limit 0", "no prompt"],
-    );
-}
-
 /// The two lines that take a direction for `model.gguf`.
 fn directed(direction: &str) -> [String; 2] {
     [
@@ -373,6 +364,8 @@ fn wrong_usage_ends_with_code_2() {
         "inspect",
         "orthogonalize model.gguf -o out.gguf",
         "generate model.gguf -p hello --batch 0",
+        "generate model.gguf -p hello -n 0",
+        "evaluate model.gguf --harmful a.txt --harmless b.txt --limit 0",
         "generate model.gguf -p hello --ablate a.gguf --add b.gguf",
         "inspect model.gguf --loud",
     ] {

@@ -14,7 +14,7 @@ use ggsteer::runtime::Model;
 use ggsteer::runtime::sampling::SplitMix64;
 use serde::Serialize;
 
-use super::args::{MarkerArgs, PromptArgs, RunArgs, Sets, describe, tokenize};
+use super::args::{MarkerArgs, PromptArgs, RunArgs, Sets, at_least_one, describe, tokenize};
 use super::evaluate::{Base, evaluate, evaluation_table};
 use super::orthogonalize::TiedArg;
 use super::select::{Chosen, TokenArgs};
@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = TiedArg::Edit)]
     tied: TiedArg,
     /// The most tokens of an answer in the evaluation
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100, value_parser = at_least_one)]
     max_tokens: usize,
     /// Seed of the split of the prompt sets
     #[arg(long, value_name = "SEED", default_value_t = 0)]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use ggsteer::direction::Direction;
 use ggsteer::evaluate::refusals::Markers;
@@ -87,7 +87,7 @@ pub struct PromptArgs {
     #[arg(long, visible_alias = "negative", value_name = "FILE[:COLUMN]")]
     pub harmless: String,
     /// Take the first N of each set
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub limit: Option<usize>,
 }
 
@@ -108,13 +108,21 @@ impl PromptArgs {
         let mut sets =
             Sets { harmful: PromptSet::load(&self.harmful)?, harmless: PromptSet::load(&self.harmless)? };
         if let Some(n) = self.limit {
-            if n == 0 {
-                bail!("--limit 0 leaves no prompt");
+            for set in [&mut sets.harmful, &mut sets.harmless] {
+                let first = set.prompts.drain(..).take(n).collect();
+                *set = PromptSet::new(first, std::mem::take(&mut set.source));
             }
-            sets.harmful.prompts.truncate(n);
-            sets.harmless.prompts.truncate(n);
         }
         Ok(sets)
+    }
+}
+
+/// A number of things there must be at least one of.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(n) => Ok(n),
+        Err(_) => Err("not a whole number".into()),
     }
 }
 

@@ -15,7 +15,7 @@ use ggsteer::runtime::sampling::SplitMix64;
 use serde::Serialize;
 
 use super::abliterate::{find, prove};
-use super::args::{RunArgs, Sets, describe};
+use super::args::{RunArgs, Sets, at_least_one, describe};
 use super::evaluate::{evaluate, evaluation_table};
 use super::orthogonalize::TiedArg;
 use super::select::Chosen;
@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
     /// The most tokens of an answer
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 64)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
     max_tokens: usize,
     #[command(flatten)]
     run: RunArgs,

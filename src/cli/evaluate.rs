@@ -10,7 +10,7 @@ use ggsteer::output::OutputFile;
 use ggsteer::runtime::Model;
 use serde::Serialize;
 
-use super::args::{MarkerArgs, PARALLEL, PromptArgs, RunArgs, describe, longest, tokenize};
+use super::args::{MarkerArgs, PARALLEL, PromptArgs, RunArgs, at_least_one, describe, longest, tokenize};
 use super::generate::SteerArgs;
 use super::ui::{Ui, percent, table};
 
@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
     /// The most tokens of an answer
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100, value_parser = at_least_one)]
     max_tokens: usize,
     #[command(flatten)]
     markers: MarkerArgs,

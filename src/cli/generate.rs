@@ -10,7 +10,7 @@ use ggsteer::runtime::sampling::Sampler;
 use ggsteer::runtime::{Finish, GenerateOptions, Job, Model};
 use serde::Serialize;
 
-use super::args::{RunArgs, direction};
+use super::args::{RunArgs, at_least_one, direction};
 use super::ui::Ui;
 
 /// Answer one prompt, with a direction erased or added
@@ -27,7 +27,7 @@ pub struct Args {
     #[command(flatten)]
     steer: SteerArgs,
     /// The most tokens to generate
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 256)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 256, value_parser = at_least_one)]
     max_tokens: usize,
     /// 0 always takes the likeliest token
     #[arg(long, value_name = "T", default_value_t = 0.0)]

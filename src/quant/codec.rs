@@ -261,7 +261,6 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "ggml builds its search tables on first use: half a minute"]
     fn the_smallest_codebooks_stay_near() {
         stay_near(|name| name.starts_with("iq1") || name.starts_with("iq2"));
     }
