@@ -65,6 +65,7 @@ fn hooked(
             seq: 0,
             start: range.start,
             tokens: &tokens[range.clone()],
+            prompt: true,
             outputs: Outputs::Last(1),
             intervention: intervention.cloned(),
         };

@@ -81,21 +81,32 @@ impl Basis {
         }
     }
 
-    /// The largest |r·x| over the basis, and ‖x‖.
+    /// The largest |r·x| over the basis.
     #[must_use]
-    pub fn component(&self, x: &[f32]) -> (f64, f64) {
-        let largest = self.vectors.iter().map(|r| dot(r, x).abs()).fold(0.0, f64::max);
-        (largest, dot(x, x).sqrt())
+    pub fn component(&self, x: &[f32]) -> f64 {
+        self.vectors.iter().map(|r| dot(r, x).abs()).fold(0.0, f64::max)
     }
 }
 
-/// c·v added to the output of one block, at every position.
+/// Which tokens an addition is made at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Positions {
+    /// All of them, as Arditi et al. 2024 do.
+    #[default]
+    All,
+    /// Those of the prompt: what is generated goes on by itself, which keeps a large coefficient fluent.
+    Prompt,
+}
+
+/// c·v added to the output of one block.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Addition {
     /// 0-based block whose output receives it.
     pub block: usize,
     /// The vector with its coefficient multiplied in; `n_embd`.
     pub vector: Vec<f32>,
+    /// Where in the sequence.
+    pub positions: Positions,
 }
 
 /// What is done to the residual stream of a sequence while the model runs.
@@ -116,23 +127,22 @@ impl Intervention {
         Ok(Self { ablate: Basis::new(directions)?, add: Vec::new() })
     }
 
-    /// Add `scale · vector` at the output of `block`.
+    /// Add `scale · vector` at the output of `block`, at `positions`.
     ///
     /// # Errors
     /// A non-finite element of the scaled vector.
-    pub fn add(block: usize, vector: &[f32], scale: f32) -> Result<Self, Error> {
+    pub fn add(block: usize, vector: &[f32], scale: f32, positions: Positions) -> Result<Self, Error> {
         let vector: Vec<f32> = vector.iter().map(|x| x * scale).collect();
         if let Some(element) = vector.iter().position(|x| !x.is_finite()) {
             return Err(Error::NotFinite { index: 0, element });
         }
-        Ok(Self { ablate: Basis::default(), add: vec![Addition { block, vector }] })
+        Ok(Self { ablate: Basis::default(), add: vec![Addition { block, vector, positions }] })
     }
 
-    /// Every vector's width, `None` where there is none at all.
-    #[must_use]
-    pub fn n_embd(&self) -> Option<usize> {
-        let erased = self.ablate.vectors().first().map(Vec::len);
-        erased.or_else(|| self.add.first().map(|a| a.vector.len()))
+    /// The width of every vector.
+    pub fn widths(&self) -> impl Iterator<Item = usize> + '_ {
+        let erased = self.ablate.vectors().iter().map(Vec::len);
+        erased.chain(self.add.iter().map(|a| a.vector.len()))
     }
 }
 

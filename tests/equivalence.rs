@@ -21,7 +21,7 @@ fn logits(path: &Path, intervention: Option<Arc<Intervention>>) -> Vec<Vec<f32>>
     let options = SessionOptions { n_ctx: 128, n_batch: 128, n_seq: 1, n_threads: 1, exact: true };
     let mut session = Session::new(&model, options).unwrap();
     let tokens: Vec<Token> = (0..40).map(|i| Token(i * 7 % 250)).collect();
-    let item = Item { seq: 0, start: 0, tokens: &tokens, outputs: Outputs::All, intervention };
+    let item = Item { seq: 0, start: 0, tokens: &tokens, prompt: true, outputs: Outputs::All, intervention };
     session.decode(&[item], None).unwrap();
     (0..tokens.len()).map(|i| session.logits(i).to_vec()).collect()
 }

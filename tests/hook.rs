@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use ggsteer::intervention::Intervention;
+use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::runtime::{
     CapturePlan, Captured, Error, HookError, Item, Model, ModelOptions, Outputs, Session, SessionOptions,
     Site, Token,
@@ -51,7 +51,14 @@ fn run(
 ) -> Result<Seen, Error> {
     let sequences: Vec<_> = sequences.iter().map(|(ids, i)| (tokens(ids), i.clone())).collect();
     let items: Vec<Item<'_>> = (sequences.iter().enumerate())
-        .map(|(seq, (tokens, i))| Item { seq, start: 0, tokens, outputs, intervention: i.clone() })
+        .map(|(seq, (tokens, i))| Item {
+            seq,
+            start: 0,
+            tokens,
+            prompt: true,
+            outputs,
+            intervention: i.clone(),
+        })
         .collect();
     let mut seen = Seen::default();
     let mut sink = |c: Captured<'_>| {
@@ -92,7 +99,7 @@ type Case = (&'static str, Option<Arc<Intervention>>, Vec<f32>, Option<f32>);
 fn cases(model: &tiny::Model) -> Vec<Case> {
     let r = unit(model.spec.n_embd, 11);
     let ablate = Intervention::ablate(&[&r]).unwrap();
-    let add = Intervention::add(1, &r, 3.5).unwrap();
+    let add = Intervention::add(1, &r, 3.5, Positions::All).unwrap();
     vec![
         ("plain", None, r.clone(), None),
         ("ablation", Some(Arc::new(ablate)), r.clone(), None),
@@ -245,7 +252,7 @@ fn what_goes_wrong_in_the_graph_is_an_error_that_names_the_place() {
     let narrow = attempt(Intervention::ablate(&[unit(32, 1)]).unwrap()).err().unwrap();
     assert_eq!(narrow.to_string(), "hook: node embd: the direction has 32 elements, the residual stream 64");
 
-    let beyond = attempt(Intervention::add(9, &unit(64, 1), 1.0).unwrap()).err().unwrap();
+    let beyond = attempt(Intervention::add(9, &unit(64, 1), 1.0, Positions::All).unwrap()).err().unwrap();
     assert_eq!(beyond.to_string(), "hook: addition at block 9: the model has blocks 0 to 2");
 
     // The session is usable after an error.
@@ -271,7 +278,8 @@ fn a_panic_in_the_sink_is_an_error() {
     let model = load(&tiny::Model::random(Spec::new(Arch::Llama)), folder.path());
     let mut session = Session::new(&model, exact()).unwrap();
     let tokens = tokens(&TOKENS);
-    let item = Item { seq: 0, start: 0, tokens: &tokens, outputs: Outputs::All, intervention: None };
+    let item =
+        Item { seq: 0, start: 0, tokens: &tokens, prompt: true, outputs: Outputs::All, intervention: None };
     let mut sink = |_: Captured<'_>| panic!("no room");
     let error = session.decode(std::slice::from_ref(&item), Some((&stream(), &mut sink))).unwrap_err();
     assert_eq!(error.to_string(), "hook: panic in the eval callback: no room");

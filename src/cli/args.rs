@@ -17,15 +17,13 @@ use super::ui::Ui;
 /// How to run a model.
 #[derive(Debug, Clone, Default, Args)]
 pub struct RunArgs {
-    /// Chat template in place of the file's own: a name (chatml, llama2, llama3, gemma, phi3, zephyr) or a Jinja file
+    /// Chat template in place of the file's own: a name (chatml, llama3, gemma, …) or a Jinja file
     #[arg(long, value_name = "NAME|FILE")]
     pub chat_template: Option<String>,
     /// Threads [default: all]
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub threads: usize,
-    /// Blocks to offload to a GPU, where this build has one
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub gpu_layers: u32,
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true,
+        value_parser = clap::value_parser!(u16).range(0..=512))]
+    pub threads: u16,
     /// Tokens computed at once; memory for activations and logits grows with it
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..))]
     pub batch: u16,
@@ -45,7 +43,7 @@ impl RunArgs {
                 })?,
             }),
         };
-        let options = ModelOptions { n_gpu_layers: self.gpu_layers, chat_template };
+        let options = ModelOptions { chat_template };
         Model::load(path, &options).map_err(|error| match (&error, &self.chat_template) {
             (Error::Template(_), Some(name)) => anyhow!("--chat-template {name}: {error}"),
             (Error::Template(_), None) => anyhow!("{}: {error}", path.display()),
@@ -56,23 +54,31 @@ impl RunArgs {
     /// A context in which `n_seq` sequences of up to `longest` tokens fit; refused before any memory is taken where one
     /// is longer than the model's own context.
     pub fn session<'m>(&self, model: &'m Model, n_seq: usize, longest: usize) -> Result<Session<'m>> {
-        let room = model.n_ctx_train();
-        if longest > room {
-            return Err(
-                Error::TooLong { what: "longest prompt and answer".into(), found: longest, room }.into()
-            );
-        }
+        check_length(model, longest)?;
         let n_batch = usize::from(self.batch);
         let options = SessionOptions {
-            n_ctx: n_batch.max(n_seq * longest),
+            // As many side by side as fit a bounded cache: one long prompt must not multiply it.
+            n_ctx: n_batch.max(longest).max((n_seq * longest).min(CELLS)),
             n_batch,
             n_seq,
-            n_threads: self.threads,
+            n_threads: self.threads.into(),
             exact: false,
         };
         Ok(Session::new(model, options)?)
     }
 }
+
+/// Whether a prompt and its answer fit the model's own context.
+pub fn check_length(model: &Model, found: usize) -> Result<()> {
+    let room = model.n_ctx_train();
+    if found > room {
+        return Err(Error::TooLong { what: "longest prompt and answer".into(), found, room }.into());
+    }
+    Ok(())
+}
+
+/// Cells of the KV cache that sequences share, unless one alone needs more.
+const CELLS: usize = 8192;
 
 /// Sequences computed side by side.
 pub const PARALLEL: usize = 32;

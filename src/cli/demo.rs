@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use ggsteer::direction::Direction;
 use ggsteer::evaluate::Markers;
 use ggsteer::evaluate::run::{Answer, Evaluation, Options};
-use ggsteer::intervention::Intervention;
+use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::{PromptSet, overlap};
 use ggsteer::runtime::quantize;
@@ -40,9 +40,6 @@ pub struct Args {
     /// Which prompts to evaluate on: test, or the final list, which nobody looked at in the making
     #[arg(long, value_name = "SET", default_value = "test", value_parser = ["test", "final"])]
     set: String,
-    /// Keep the direction and the models made in this folder
-    #[arg(long, value_name = "DIR")]
-    keep: Option<PathBuf>,
     /// The most tokens of an answer
     #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
     max_tokens: usize,
@@ -92,15 +89,14 @@ impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
         let samples = self.samples()?;
         let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
-        let folder = self.keep.as_deref().unwrap_or(scratch.path());
-        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        let folder = scratch.path();
 
         let f16 = samples.join(SAMPLE);
         let path = if self.file_type.eq_ignore_ascii_case("F16") {
             f16
         } else {
             let path = folder.join(format!("lorekeeper-7m-{}.gguf", self.file_type.to_lowercase()));
-            quantize(&f16, &path, &self.file_type, self.run.threads)?;
+            quantize(&f16, &path, &self.file_type, self.run.threads.into())?;
             path
         };
         let [train, validation, test] = ["train", "validation", &self.set].map(|part| load(&samples, part));
@@ -132,7 +128,8 @@ impl Args {
         let sets = [&proof.test[0], &proof.test[1]];
         let control = Arc::new(Intervention::ablate(&[random(direction)])?);
         let control = evaluate(ui, &self.run, &model, sets, Some(&control), &proof.base, &options)?;
-        let addition = Arc::new(Intervention::add(direction.block, &direction.vector, self.scale)?);
+        let addition =
+            Arc::new(Intervention::add(direction.block, &direction.vector, self.scale, Positions::Prompt)?);
         let added = evaluate(ui, &self.run, &model, sets, Some(&addition), &proof.base, &options)?;
 
         let (before, ablated, after) = (&proof.before.0, &proof.ablated.0, &proof.after.0);
@@ -238,7 +235,7 @@ fn load(samples: &Path, part: &str) -> Result<Sets> {
 fn random(direction: &Direction) -> Vec<f32> {
     let mut random = SplitMix64(1);
     // Sums of uniform numbers are near enough to Gaussian for an even spread over the sphere.
-    let uniform = |random: &mut SplitMix64| (random.bits() >> 11) as f64 / (1u64 << 53) as f64 - 0.5;
+    let uniform = |random: &mut SplitMix64| random.unit() - 0.5;
     direction.vector.iter().map(|_| (0..12).map(|_| uniform(&mut random)).sum::<f64>() as f32).collect()
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ggsteer::evaluate::run::{Answer, Evaluation, Options, Set, evaluate_set, first_logits};
 use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
@@ -74,7 +74,14 @@ impl Args {
             Some(path) => Some(self.run.load(path).context("--base")?),
             None => None,
         };
-        let base = Base::measure(&self.run, base.as_ref().unwrap_or(&model), &harmful, &harmless)?;
+        if let Some(other) = base.as_ref().filter(|other| !model.same_vocabulary(other)) {
+            bail!(
+                "--base {}: its vocabulary is not that of {}",
+                other.path().display(),
+                self.model.display()
+            );
+        }
+        let base = Base::measure(ui, &self.run, base.as_ref().unwrap_or(&model), [&harmful, &harmless])?;
         let options = Options { max_tokens: self.max_tokens, markers };
         let (evaluation, answers) =
             evaluate(ui, &self.run, &model, [&harmful, &harmless], intervention.as_ref(), &base, &options)?;
@@ -102,12 +109,13 @@ pub struct Base {
 
 impl Base {
     /// Runs the plain `model` over both sets.
-    pub fn measure(run: &RunArgs, model: &Model, harmful: &Set, harmless: &Set) -> Result<Self> {
+    pub fn measure(ui: Ui, run: &RunArgs, model: &Model, [harmful, harmless]: [&Set; 2]) -> Result<Self> {
         let mut session = run.session(model, PARALLEL, longest([harmful, harmless]))?;
-        Ok(Self {
-            harmful: first_logits(&mut session, &harmful.prompts, None, &mut || ())?,
-            harmless: first_logits(&mut session, &harmless.prompts, None, &mut || ())?,
-        })
+        let bar = ui.progress(harmful.prompts.len() + harmless.prompts.len(), "plain logits");
+        let harmful = first_logits(&mut session, &harmful.prompts, None, &mut || bar.inc(1))?;
+        let harmless = first_logits(&mut session, &harmless.prompts, None, &mut || bar.inc(1))?;
+        bar.finish_and_clear();
+        Ok(Self { harmful, harmless })
     }
 }
 
@@ -121,7 +129,8 @@ pub fn evaluate(
     base: &Base,
     options: &Options,
 ) -> Result<(Evaluation, [Vec<Answer>; 2])> {
-    let mut session = run.session(model, PARALLEL, longest([harmful, harmless]) + options.max_tokens)?;
+    let mut session =
+        run.session(model, PARALLEL, longest([harmful, harmless]).saturating_add(options.max_tokens))?;
     let bar = ui.progress(harmful.prompts.len() + harmless.prompts.len(), "answering");
     let mut step = || bar.inc(1);
     let (on_harmful, said) =

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use ggsteer::intervention::Intervention;
+use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::runtime::sampling::Sampler;
 use ggsteer::runtime::{Finish, GenerateOptions, Job, Model};
 use serde::Serialize;
 
 use super::args::{RunArgs, at_least_one, direction};
-use super::ui::Ui;
+use super::ui::{Ui, warn};
 
 /// Answer one prompt, with a direction erased or added
 ///
@@ -60,9 +60,31 @@ pub struct SteerArgs {
     /// Coefficient of --add: 1 adds the raw difference in means once
     #[arg(long, value_name = "C", default_value_t = 1.0, allow_negative_numbers = true)]
     pub scale: f32,
+    /// Where --add acts: at every position, or at those of the prompt alone, which keeps a large coefficient fluent
+    #[arg(long, value_enum, default_value_t = AtArg::All)]
+    pub at: AtArg,
     /// Which block's direction to take from a file that holds several
     #[arg(long, value_name = "IL")]
     pub block: Option<usize>,
+}
+
+/// Where an addition acts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum AtArg {
+    /// At every position (as published)
+    #[default]
+    All,
+    /// At the positions of the prompt
+    Prompt,
+}
+
+impl From<AtArg> for Positions {
+    fn from(arg: AtArg) -> Self {
+        match arg {
+            AtArg::All => Self::All,
+            AtArg::Prompt => Self::Prompt,
+        }
+    }
 }
 
 impl SteerArgs {
@@ -70,13 +92,24 @@ impl SteerArgs {
     pub fn load(&self, model: &Model) -> Result<Option<Arc<Intervention>>> {
         if let Some(path) = &self.add {
             let direction = direction(path, self.block, model)?;
-            return Ok(Some(Arc::new(Intervention::add(direction.block, &direction.vector, self.scale)?)));
+            return Ok(Some(Arc::new(Intervention::add(
+                direction.block,
+                &direction.vector,
+                self.scale,
+                self.at.into(),
+            )?)));
         }
         if self.ablate.is_empty() {
             return Ok(None);
         }
         let directions = self.ablate.iter().map(|path| direction(path, self.block, model));
-        let vectors = directions.map(|d| d.map(|d| d.vector)).collect::<Result<Vec<_>>>()?;
+        let directions = directions.collect::<Result<Vec<_>>>()?;
+        for (path, _) in
+            self.ablate.iter().zip(&directions).filter(|(_, d)| d.meta.mode.as_deref() == Some("add"))
+        {
+            warn(&format!("{}: made to be added (glp.mode), and erased here", path.display()));
+        }
+        let vectors: Vec<Vec<f32>> = directions.into_iter().map(|d| d.vector).collect();
         Ok(Some(Arc::new(Intervention::ablate(&vectors)?)))
     }
 }
@@ -99,7 +132,7 @@ impl Args {
         let model = self.run.load(&self.model)?;
         let intervention = self.steer.load(&model)?;
         let prompt = model.prompt(&self.prompt)?;
-        let mut session = self.run.session(&model, 1, prompt.tokens.len() + self.max_tokens)?;
+        let mut session = self.run.session(&model, 1, prompt.tokens.len().saturating_add(self.max_tokens))?;
         let sampler = if self.temperature > 0.0 {
             Sampler::new(self.temperature, self.top_k, self.top_p, self.min_p, self.seed)
         } else {

@@ -175,6 +175,11 @@ impl Choice {
     }
 }
 
+/// What erasing `directions` from `file` would change, or why it cannot be done.
+pub fn plan(file: &GgufFile, directions: &[Vec<f32>], tied: Tied) -> Result<Plan> {
+    Plan::new(file, directions, Options { tied }).with_context(|| file.path().display().to_string())
+}
+
 /// Rewrites `input` into `out` with `direction` erased from every writer; a warning where much of it is left.
 pub fn orthogonalize(
     ui: Ui,
@@ -186,7 +191,7 @@ pub fn orthogonalize(
     let at = || input.display().to_string();
     let file = GgufFile::open(input).with_context(at)?;
     let vectors: Vec<Vec<f32>> = directions.iter().map(|d| d.vector.clone()).collect();
-    let plan = Plan::new(&file, &vectors, Options { tied }).with_context(at)?;
+    let plan = plan(&file, &vectors, tied)?;
     let path = out.path().to_path_buf();
     let bar = ui.progress(plan.tensors.len(), "rewriting");
     let keys = provenance(&file, directions);

@@ -62,9 +62,11 @@ impl Session<'_> {
         on_done: &mut dyn FnMut(usize, &Completion),
     ) -> Result<Vec<Completion>, Error> {
         for job in jobs {
-            self.check_length(job.tokens.len() + options.max_tokens)?;
+            self.check_length(job.tokens.len())?;
+            self.check_length(job.tokens.len().saturating_add(options.max_tokens))?;
         }
-        let longest = jobs.iter().map(|j| j.tokens.len() + options.max_tokens).max().unwrap_or(1);
+        let longest =
+            jobs.iter().map(|j| j.tokens.len().saturating_add(options.max_tokens)).max().unwrap_or(1);
         let n_batch = self.options().n_batch;
         let n_slots = self.options().n_seq.min(self.options().n_ctx / longest).min(n_batch);
         let mut slots: Vec<Option<Slot>> = (0..n_slots).map(|_| None).collect();
@@ -88,6 +90,7 @@ impl Session<'_> {
                     seq,
                     start: slot.length,
                     tokens: &slot.pending,
+                    prompt: slot.tokens.is_empty(),
                     outputs: Outputs::Last(1),
                     intervention: jobs[slot.job].intervention.clone(),
                 })

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use llama_cpp_sys_2 as sys;
 
 use super::stream::{Place, Tracker, name};
-use crate::intervention::Intervention;
+use crate::intervention::{Intervention, Positions, dot};
 
 /// After ablation, |r·x| may be this part of ‖x‖ at most.
 const ABLATED: f64 = 1e-4;
@@ -70,7 +70,7 @@ pub enum HookError {
         /// `n_embd`.
         stream: usize,
     },
-    /// The stream still has a component along an ablated direction (or is not a number).
+    /// The stream is not a number, or so large that f32 cannot erase a direction from it.
     #[error("block {block}, token {token}: after ablation |r·x| is {component:e} of |x| {norm:e}")]
     NotAblated {
         /// 0-based block.
@@ -81,6 +81,12 @@ pub enum HookError {
         component: f64,
         /// ‖x‖.
         norm: f64,
+    },
+    /// A matrix whose input was to be captured, and that no MUL_MAT of the graph reads.
+    #[error("the input of {name} was to be captured, but no matrix product of this model's graph reads it")]
+    WriterNotSeen {
+        /// The tensor's name.
+        name: String,
     },
     /// An addition at a block that the model does not have.
     #[error("addition at block {block}: the model has blocks 0 to {last}")]
@@ -132,6 +138,8 @@ pub struct CapturePlan {
 pub(super) struct Row {
     /// Index into [`Batch::interventions`].
     pub intervention: Option<usize>,
+    /// A token of the prompt, not a generated one.
+    pub prompt: bool,
     /// Its logits are wanted, so it is captured and survives the last block's cut.
     pub output: bool,
 }
@@ -155,6 +163,7 @@ pub(super) struct Hook {
     tracker: Tracker,
     pending: Option<Place>,
     seen: Vec<bool>,
+    seen_writers: HashSet<String>,
     buffer: Vec<f32>,
     error: Option<HookError>,
 }
@@ -176,6 +185,7 @@ impl Hook {
         self.tracker.reset();
         self.pending = None;
         self.seen = vec![false; self.n_block];
+        self.seen_writers.clear();
     }
 
     /// The error that keeps the batch from being decoded at all.
@@ -191,6 +201,9 @@ impl Hook {
     pub(super) fn verdict(&mut self) -> Result<(), HookError> {
         if let Some(error) = self.error.take() {
             return Err(error);
+        }
+        if let Some(name) = self.plan.writer_inputs.iter().find(|&name| !self.seen_writers.contains(name)) {
+            return Err(HookError::WriterNotSeen { name: name.clone() });
         }
         if !self.intervenes() && !self.plan.stream {
             return Ok(());
@@ -255,6 +268,7 @@ impl Hook {
         if let Some(weight) = unsafe { self.wanted_writer(t) } {
             // SAFETY: the input of a node just computed is still allocated and unchanged.
             unsafe { self.capture((*t).src[1], Site::WriterInput(&weight)) }?;
+            self.seen_writers.insert(weight);
         }
         if self.intervenes() && (place.writes || place.block_output.is_some()) {
             // SAFETY: passed on from the caller.
@@ -291,7 +305,7 @@ impl Hook {
         let node = unsafe { &*t };
         let rows = self.rows_of(node)?;
         let n_embd = node.ne[0] as usize;
-        for width in self.batch.interventions.iter().filter_map(|i| i.n_embd()) {
+        for width in self.batch.interventions.iter().flat_map(|i| i.widths()) {
             if width != n_embd {
                 return Err(HookError::Width { node: text(node), direction: width, stream: n_embd });
             }
@@ -315,12 +329,13 @@ impl Hook {
     }
 
     fn intervene_row(&self, token: usize, x: &mut [f32], output_of: Option<usize>) -> Result<(), HookError> {
-        let Some(i) = self.batch.rows[token].intervention else { return Ok(()) };
+        let Row { intervention: Some(i), prompt, .. } = self.batch.rows[token] else { return Ok(()) };
         let intervention = &self.batch.interventions[i];
         if !intervention.ablate.is_empty() {
+            let norm = output_of.map(|block| (block, dot(x, x).sqrt()));
             intervention.ablate.ablate(x);
-            if let Some(block) = output_of {
-                let (component, norm) = intervention.ablate.component(x);
+            if let Some((block, norm)) = norm {
+                let component = intervention.ablate.component(x);
                 // A NaN anywhere makes the norm NaN, and the comparison false.
                 let erased = component <= ABLATED * norm;
                 if !erased {
@@ -329,6 +344,9 @@ impl Hook {
             }
         }
         for addition in intervention.add.iter().filter(|a| Some(a.block) == output_of) {
+            if addition.positions == Positions::Prompt && !prompt {
+                continue;
+            }
             x.iter_mut().zip(&addition.vector).for_each(|(x, v)| *x += v);
         }
         Ok(())

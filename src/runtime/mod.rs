@@ -58,6 +58,9 @@ pub enum Error {
         "llama-cpp-2's context parameters are not laid out as expected; build against the pinned version"
     )]
     Params,
+    /// Nothing to compute.
+    #[error("the prompt has no tokens")]
+    EmptyPrompt,
     /// More tokens than the context or the batch holds.
     #[error("{what}: {found} tokens, the context holds {room}; shorten the prompt or lower --max-tokens")]
     TooLong {

@@ -7,6 +7,7 @@ use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
+use llama_cpp_2::token_type::LlamaTokenAttr;
 
 use super::template::{ChatTemplate, Message, Role, Segment};
 use super::{Error, log};
@@ -14,8 +15,6 @@ use super::{Error, log};
 /// How to load a model.
 #[derive(Debug, Clone, Default)]
 pub struct ModelOptions {
-    /// Blocks to offload to a GPU, where the build has one.
-    pub n_gpu_layers: u32,
     /// A chat template's source, in place of the file's own.
     pub chat_template: Option<String>,
 }
@@ -59,7 +58,8 @@ impl Model {
         if !path.is_file() {
             return Err(Error::NoFile(path.to_path_buf()));
         }
-        let params = LlamaModelParams::default().with_n_gpu_layers(options.n_gpu_layers);
+        // On the CPU: between backends the graph holds copies, through which the hook cannot follow the stream.
+        let params = LlamaModelParams::default().with_n_gpu_layers(0);
         log::take_complaints();
         let inner = LlamaModel::load_from_file(backend, path, &params)
             .map_err(|e| Error::Load { path: path.to_path_buf(), why: why(&e.to_string()) })?;
@@ -126,6 +126,15 @@ impl Model {
         self.inner.meta_val_str(key).ok()
     }
 
+    /// Whether both models mean the same by every token.
+    #[must_use]
+    pub fn same_vocabulary(&self, other: &Self) -> bool {
+        let texts = |model: &Self| -> Vec<String> {
+            (0..model.n_vocab()).map(|id| model.token_text(LlamaToken(id as i32))).collect()
+        };
+        self.n_vocab() == other.n_vocab() && texts(self) == texts(other)
+    }
+
     /// Whether generation ends with this token.
     #[must_use]
     pub fn is_end(&self, token: LlamaToken) -> bool {
@@ -178,9 +187,13 @@ impl Model {
         let whole: String = segments.iter().map(Segment::as_str).collect();
         let whole = vocab.tokenize(whole.as_bytes(), false, true);
 
-        let specials = |tokens: &[LlamaToken]| tokens.iter().filter(|&&t| vocab.is_control(t)).count();
-        let of_template = segments.iter().zip(&pieces).filter(|(s, _)| matches!(s, Segment::Template(_)));
-        let expected: usize = of_template.map(|(_, tokens)| specials(tokens)).sum();
+        // What llama.cpp leaves as text where special parsing is off.
+        let special = |t: &&LlamaToken| {
+            let attributes = vocab.attr(**t);
+            attributes.contains(LlamaTokenAttr::Control) || attributes.contains(LlamaTokenAttr::Unknown)
+        };
+        let specials = |tokens: &[LlamaToken]| tokens.iter().filter(special).count();
+        let expected: usize = pieces.iter().map(|tokens| specials(tokens)).sum();
         let mut tokens = if specials(&whole) == expected { whole } else { pieces.concat() };
 
         if vocab.should_add_bos() && tokens.first() != Some(&vocab.bos()) {

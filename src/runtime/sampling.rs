@@ -124,7 +124,7 @@ impl SplitMix64 {
     }
 
     /// Uniform in [0, 1), with all 53 bits.
-    fn unit(&mut self) -> f64 {
+    pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 }

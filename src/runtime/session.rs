@@ -1,7 +1,7 @@
 //! A context with its hook: decode batches of many sequences, each with its own intervention.
 
-use std::cell::UnsafeCell;
 use std::num::NonZeroU32;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use llama_cpp_2::context::LlamaContext;
@@ -59,6 +59,8 @@ pub struct Item<'a> {
     pub start: usize,
     /// The tokens.
     pub tokens: &'a [LlamaToken],
+    /// They are of the prompt, not generated: see [`crate::intervention::Positions`].
+    pub prompt: bool,
     /// Which of them give logits.
     pub outputs: Outputs,
     /// What is done to this sequence's stream.
@@ -83,10 +85,32 @@ pub type JobSink<'a> = dyn FnMut(usize, i32, Site<'_>, &[f32]) + 'a;
 pub struct Session<'m> {
     // Declared, and so dropped, before the hook that its callback points to.
     ctx: LlamaContext<'m>,
-    hook: Box<UnsafeCell<Hook>>,
+    hook: SharedHook,
     batch: LlamaBatch<'static>,
     model: &'m Model,
     options: SessionOptions,
+}
+
+/// The hook, owned here and reached by the callback: one of the two at a time, since a decode borrows the session.
+struct SharedHook(NonNull<Hook>);
+
+impl SharedHook {
+    fn new(hook: Hook) -> Self {
+        Self(NonNull::from(Box::leak(Box::new(hook))))
+    }
+
+    fn get(&mut self) -> &mut Hook {
+        // SAFETY: the pointer is ours until drop, and the callback runs only inside llama_decode, never during this
+        // borrow.
+        unsafe { self.0.as_mut() }
+    }
+}
+
+impl Drop for SharedHook {
+    fn drop(&mut self) {
+        // SAFETY: made by a box in `new`; the context, whose callback knows the pointer, is dropped before.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
 }
 
 impl<'m> Session<'m> {
@@ -110,6 +134,7 @@ impl<'m> Session<'m> {
             .with_n_seq_max(options.n_seq as u32)
             .with_n_threads(threads as i32)
             .with_n_threads_batch(threads as i32)
+            .with_op_offload(false)
             .with_kv_unified(true);
         if options.exact {
             raw = raw
@@ -117,8 +142,8 @@ impl<'m> Session<'m> {
                 .with_type_v(KvCacheType::F32)
                 .with_flash_attention_policy(sys::LLAMA_FLASH_ATTN_TYPE_DISABLED);
         }
-        let hook = Box::new(UnsafeCell::new(Hook::new(model.n_block())));
-        params::set_eval_callback(&mut raw, Some(trampoline), hook.get().cast())?;
+        let hook = SharedHook::new(Hook::new(model.n_block()));
+        params::set_eval_callback(&mut raw, Some(trampoline), hook.0.as_ptr().cast())?;
         log::take_complaints();
         let ctx =
             model.inner.new_context(backend()?, raw).map_err(|e| Error::Context(why(&e.to_string())))?;
@@ -190,11 +215,11 @@ impl<'m> Session<'m> {
                 let position = (item.start + i) as i32;
                 let added = self.batch.add(token, position, &[item.seq as i32], output);
                 added.map_err(|e| Error::Decode(e.to_string()))?;
-                batch.rows.push(Row { intervention, output });
+                batch.rows.push(Row { intervention, prompt: item.prompt, output });
             }
         }
         let (plan, sink) = capture.unzip();
-        let hook = self.hook.get_mut();
+        let hook = self.hook.get();
         hook.arm(batch, plan);
         if let Some(error) = hook.refused() {
             return Err(error.into());
@@ -206,7 +231,7 @@ impl<'m> Session<'m> {
         }));
         log::take_complaints();
         let decoded = self.ctx.decode(&mut self.batch);
-        let hook = self.hook.get_mut();
+        let hook = self.hook.get();
         hook.set_sink(None);
         let verdict = hook.verdict();
         decoded.map_err(|e| Error::Decode(why(&e.to_string())))?;
@@ -249,6 +274,7 @@ impl<'m> Session<'m> {
                     seq: items.len(),
                     start,
                     tokens: &job.tokens[start..],
+                    prompt: true,
                     outputs: Outputs::Last(job.n_out.max(1)),
                     intervention: job.intervention.clone(),
                 });
@@ -293,7 +319,10 @@ impl<'m> Session<'m> {
         for start in (0..head).step_by(self.options.n_batch) {
             let tokens = &job.tokens[start..head.min(start + self.options.n_batch)];
             let intervention = job.intervention.clone();
-            self.decode(&[Item { seq, start, tokens, outputs: Outputs::None, intervention }], None)?;
+            self.decode(
+                &[Item { seq, start, tokens, prompt: true, outputs: Outputs::None, intervention }],
+                None,
+            )?;
         }
         Ok(head)
     }
@@ -301,7 +330,10 @@ impl<'m> Session<'m> {
     /// Whether so many tokens of one sequence fit both the context and what the model was trained for.
     pub(super) fn check_length(&self, found: usize) -> Result<(), Error> {
         let room = self.options.n_ctx.min(self.model.n_ctx_train());
-        if found > room || found == 0 {
+        if found == 0 {
+            return Err(Error::EmptyPrompt);
+        }
+        if found > room {
             return Err(Error::TooLong { what: "prompt".into(), found, room });
         }
         Ok(())

@@ -27,13 +27,11 @@ pub(super) struct Place {
 #[derive(Debug, Default)]
 pub(super) struct Tracker {
     stream: HashSet<*const sys::ggml_tensor>,
-    in_blocks: bool,
 }
 
 impl Tracker {
     pub(super) fn reset(&mut self) {
         self.stream.clear();
-        self.in_blocks = false;
     }
 
     /// Whether the stream has begun: a row of the token embedding was read.
@@ -49,7 +47,6 @@ impl Tracker {
         // SAFETY: the caller vouches for `t` and its sources.
         let (node, a, b) = unsafe { (&*t, (*t).src[0].as_ref(), (*t).src[1].as_ref()) };
         let block = block_suffix(node);
-        self.in_blocks |= block.is_some();
         let has =
             |s: Option<&sys::ggml_tensor>| s.is_some_and(|s| self.stream.contains(&std::ptr::from_ref(s)));
         let (from_a, from_b) = (has(a), has(b));
@@ -68,9 +65,6 @@ impl Tracker {
             | sys::GGML_OP_RESHAPE => (from_a && same_width, false),
             // One factor a row (a scaled embedding) keeps every direction; one a channel is a norm's weight.
             sys::GGML_OP_MUL if from_a && b.is_some_and(|b| b.ne[0] == 1) => (true, false),
-            // A norm right after the embedding (bloom) is part of the stream; its weight or bias is the write.
-            sys::GGML_OP_NORM | sys::GGML_OP_RMS_NORM => (from_a && !self.in_blocks, false),
-            sys::GGML_OP_MUL => (from_a && !self.in_blocks, from_a && !self.in_blocks),
             _ => (false, false),
         };
         if on_stream {

@@ -10,7 +10,7 @@ use crate::activations::Contrast;
 use crate::evaluate::Markers;
 use crate::evaluate::kl::{kl, refusal_score};
 use crate::evaluate::run::first_logits;
-use crate::intervention::Intervention;
+use crate::intervention::{Intervention, Positions};
 use crate::runtime::sampling::Sampler;
 use crate::runtime::{Error, GenerateOptions, Job, Prompt, Session, Token};
 
@@ -120,7 +120,9 @@ pub fn score(
             induce: f64::NAN,
             kl: f64::NAN,
         };
-        if let (Ok(ablate), Ok(add)) = (Intervention::ablate(&[&raw]), Intervention::add(block, &raw, 1.0)) {
+        if let (Ok(ablate), Ok(add)) =
+            (Intervention::ablate(&[&raw]), Intervention::add(block, &raw, 1.0, Positions::All))
+        {
             // The three scores ride in the same batches, as sequences of their own.
             let (ablate, add) = (Arc::new(ablate), Arc::new(add));
             let job = |p, i| Job { tokens: p, n_out: 1, intervention: Some(Arc::clone(i)) };
