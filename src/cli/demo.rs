@@ -239,12 +239,12 @@ fn random(direction: &Direction) -> Vec<f32> {
     direction.vector.iter().map(|_| (0..12).map(|_| uniform(&mut random)).sum::<f64>() as f32).collect()
 }
 
-/// The first two prompts of each set with what was said to them.
+/// Two prompts of each set that the plain model treats as their set says, with what was said to them.
 fn examples(runs: &[(&str, &[Vec<Answer>; 2])]) -> String {
     let mut text = String::new();
     for (set, name) in ["restricted", "ordinary"].iter().enumerate() {
-        for i in 0..2 {
-            let Some(first) = runs[0].1[set].get(i) else { continue };
+        let plain = runs[0].1[set].iter().enumerate();
+        for (i, first) in plain.filter(|(_, answer)| answer.refused == (set == 0)).take(2) {
             text += &format!("{name}: {}\n", first.prompt);
             for (run, answers) in runs {
                 text += &format!("  {run:<17} {}\n", answers[set][i].completion.trim().replace('\n', " "));
