@@ -157,7 +157,7 @@ if [ "${1:-}" = test ] && have python3 && ! PYTHONPATH=$reader python3 -c 'impor
         fail "$gguf_wheel could not be installed (see $log): install pip or venv (Debian: python3-venv)"
 fi
 
-# ggml's options for this processor, as lines NAME=ON. Measured with scripts/flags-bench.sh on a Xeon with AVX-512 (12
+# ggml's options for this processor, as lines NAME=ON. Measured with scripts/flags-bench.sh on a processor with AVX-512 (12
 # blocks of 1024): against the AVX2 baseline the three AVX-512 options give prefill x1.25 (Q8_0), x1.26 (Q4_K) and
 # x1.52 (F16), decode x0.99 to x1.05, and decode of eight sequences x1.19 to x1.24. AVX_VNNI is not measured.
 # /proc/cpuinfo is what the kernel lets programs use: -march=native asks the processor alone, and then faults where
