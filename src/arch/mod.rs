@@ -65,7 +65,7 @@ pub enum Axis {
     Output,
     /// ne = [n_embd, n]: r runs over `ne[0]`, and each row w ← w − (w·r)r.
     Row,
-    /// ne = [n_embd]: b ← b − (b·r)r.
+    /// ne = \[n_embd\]: b ← b − (b·r)r.
     Bias,
 }
 
@@ -80,7 +80,7 @@ pub struct Writer {
     pub kind: WriterKind,
     /// How the stream lies in it.
     pub axis: Axis,
-    /// The γ of a norm between this tensor's output and the stream (ne = [n_embd]): the tensor must then be orthogonal
+    /// The γ of a norm between this tensor's output and the stream (ne = \[n_embd\]): the tensor must then be orthogonal
     /// to γ⊙r, normalised, in place of r.
     pub norm_after: Option<String>,
     /// Whether that norm is a LayerNorm, which subtracts the mean first: γ⊙r then loses its mean too.

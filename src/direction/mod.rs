@@ -1,7 +1,7 @@
 //! The direction type and its GGUF file.
 //!
 //! A direction file is a llama.cpp control vector: `general.architecture = controlvector`, one F32 tensor `direction.N`
-//! of ne = [n_embd], where N is the 0-based block at whose *output* llama.cpp adds it. The tensor holds the raw
+//! of ne = \[n_embd\], where N is the 0-based block at whose *output* llama.cpp adds it. The tensor holds the raw
 //! difference of means, so scale 1 there is the paper's addition. Two things to know about stock llama.cpp: it only
 //! adds (a direction meant for ablation then pushes *toward* the behaviour), and it refuses a file with `direction.0`,
 //! so a direction of block 0 is for ggsteer alone. Some tools number from 1 and act one block late; their files load

@@ -139,7 +139,7 @@ pub enum GgufError {
     BlockSize {
         /// The tensor.
         name: String,
-        /// ne[0].
+        /// `ne[0]`.
         found: u64,
         /// The type's block size.
         block: u64,

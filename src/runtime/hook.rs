@@ -106,7 +106,7 @@ pub enum HookError {
 pub enum Site<'a> {
     /// The residual stream at the output of this 0-based block; `n_embd` elements.
     Block(usize),
-    /// The input of the matrix of this name (src[1] of its MUL_MAT); `n_in` elements.
+    /// The input of the matrix of this name (`src[1]` of its MUL_MAT); `n_in` elements.
     WriterInput(&'a str),
 }
 
