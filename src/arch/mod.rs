@@ -169,7 +169,8 @@ fn spec(gguf: &Gguf) -> Result<&'static Spec, ArchError> {
 /// # Errors
 /// See [`ArchError`]: nothing that could write the stream is passed over in silence.
 pub fn writers(gguf: &Gguf) -> Result<Vec<Writer>, ArchError> {
-    if let Some(count) = gguf.get("split.count").and_then(crate::gguf::Value::as_u64).filter(|n| *n > 1) {
+    let count = gguf.get("split.count").and_then(crate::gguf::Value::as_u64);
+    if let Some(count) = count.filter(|n| *n > gguf.n_parts() as u64) {
         return Err(ArchError::Split { count });
     }
     let spec = spec(gguf)?;

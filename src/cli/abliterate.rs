@@ -115,10 +115,10 @@ impl Args {
             out,
         )?;
         let options = Options { max_tokens: self.max_tokens, markers };
-        let proof = prove(ui, &self.run, &model, &found.direction, &self.output, &test, &options)?;
+        let proof = prove(ui, &self.run, &model, &found.direction, &report.files[0], &test, &options)?;
         let output = Output {
             model: self.model.display().to_string(),
-            output: self.output.display().to_string(),
+            output: report.files[0].display().to_string(),
             n_train: [train.harmful.len(), train.harmless.len()],
             n_validation: [validation.harmful.len(), validation.harmless.len()],
             n_test: [test.harmful.len(), test.harmless.len()],

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::Plan;
-use crate::gguf::GgufFile;
+use crate::gguf::{GgufFile, TensorInfo};
 
 /// What differs that should not.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -41,9 +41,11 @@ pub enum VerifyError {
 /// # Errors
 /// [`VerifyError`] with the first difference.
 pub fn verify_untouched(original: &GgufFile, out: &GgufFile, plan: &Plan) -> Result<usize, VerifyError> {
-    let is_ours = |key: &str| key.starts_with("ggsteer.");
-    let mut theirs = out.metadata().iter();
-    for (key, value) in original.metadata().iter().filter(|(key, _)| !is_ours(key)) {
+    // Of a split model, the number of tensors follows from them, and they are compared below.
+    let may_differ = |key: &str| key.starts_with("ggsteer.") || key == "split.tensors.count";
+    let mut theirs = out.parts().iter().flat_map(|part| part.metadata());
+    let ours = original.parts().iter().flat_map(|part| part.metadata());
+    for (key, value) in ours.filter(|(key, _)| !may_differ(key)) {
         // Compared as they stand in a file: NaN is equal to itself there.
         let bytes = |v: &crate::gguf::Value| {
             let mut bytes = Vec::new();
@@ -64,6 +66,10 @@ pub fn verify_untouched(original: &GgufFile, out: &GgufFile, plan: &Plan) -> Res
     let mut compared = 0;
     for index in 0..n.max(out.tensors().len()) {
         let mut expected = describe(original, index);
+        let retyped = |t: &TensorInfo| plan.tensors.iter().find(|p| p.writer.tensor == t.name);
+        if let Some((t, planned)) = original.tensors().get(index).and_then(|t| Some((t, retyped(t)?))) {
+            expected = format!("{} {:?} {}", t.name, t.shape(), planned.out_type);
+        }
         if let (true, Some(t)) = (index == n, embedding) {
             expected = format!("output.weight {:?} {}", t.shape(), t.ty);
         }
