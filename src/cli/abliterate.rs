@@ -98,7 +98,9 @@ impl Args {
         let model = self.run.load(&self.model)?;
         describe(ui, &model);
         // What would only come to light after the measuring: a file that cannot be rewritten, answers that do not fit.
-        steps::plan(&GgufFile::open(&self.model)?, &[vec![1.0; model.n_embd()]], self.tied.into())?;
+        let file = GgufFile::open(&self.model)?;
+        steps::plan(&file, &[vec![1.0; model.n_embd()]], self.tied.into())?;
+        out.check_parts(file.n_parts(), &file.paths())?;
         for set in [&harmful, &harmless].into_iter().flatten() {
             check_length(&model, longest([&tokenize(&model, set)?]).saturating_add(self.max_tokens))?;
         }

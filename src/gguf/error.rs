@@ -184,7 +184,7 @@ pub enum GgufError {
         expected: String,
     },
     /// A part of a split model that cannot be opened.
-    #[error("{}: part {no} of {count} of the split model: {source}", .path.display())]
+    #[error("{}: part {no} of {count} must lie beside the others: {source}", .path.display())]
     MissingPart {
         /// Where it should be.
         path: PathBuf,

@@ -183,6 +183,12 @@ impl GgufFile {
         &self.parts
     }
 
+    /// The paths of the files, in order.
+    #[must_use]
+    pub fn paths(&self) -> Vec<&Path> {
+        self.parts.iter().map(Part::path).collect()
+    }
+
     /// The whole file; of a split model, the first part.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {

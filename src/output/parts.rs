@@ -22,7 +22,19 @@ impl OutputFile {
         if count < 2 {
             return Ok(vec![self]);
         }
-        part_paths(&self.path, count).iter().map(|path| Self::create(path, self.force, inputs)).collect()
+        self.parts(count, inputs).collect()
+    }
+
+    /// What [`OutputFile::into_parts`] would refuse, before long work.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_parts(&self, count: usize, inputs: &[&Path]) -> Result<(), OutputError> {
+        if count < 2 { Ok(()) } else { self.parts(count, inputs).try_for_each(|part| part.map(drop)) }
+    }
+
+    fn parts(&self, count: usize, inputs: &[&Path]) -> impl Iterator<Item = Result<Self, OutputError>> {
+        part_paths(&self.path, count).into_iter().map(move |path| Self::create(&path, self.force, inputs))
     }
 }
 
@@ -127,6 +139,7 @@ mod tests {
         commit_parts(begin(dir.path(), true, "newer")).unwrap();
         assert_eq!(contents(dir.path()), ["newer 0", "newer 1", "newer 2"]);
         let out = OutputFile::create(&dir.path().join("out.gguf"), false, &[]).unwrap();
+        assert!(matches!(out.check_parts(3, &[]), Err(OutputError::Exists { .. })));
         assert!(matches!(out.into_parts(3, &[]), Err(OutputError::Exists { .. })));
         assert_eq!(contents(dir.path()).len(), 3);
     }

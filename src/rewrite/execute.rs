@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
-use std::path::Path;
 
 use super::basis::{Basis, through_norm};
 use super::edit::{Matrix, Sums, orthogonalize};
@@ -110,15 +109,14 @@ fn stream(
         }
     }
     let head = if plan.unties() { Some(embedding(file)?) } else { None };
-    let inputs: Vec<&Path> = file.parts().iter().map(Part::path).collect();
-    let mut outputs = output.into_parts(inputs.len(), &inputs)?;
+    let mut outputs = output.into_parts(file.n_parts(), &file.paths())?;
 
     let mut report = Report { untied: plan.unties(), ..Report::default() };
     let bytes_total = file.tensors().iter().map(|t| t.bytes).sum();
     let mut bytes_done = 0;
     for (no, (part, out)) in file.parts().iter().zip(&mut outputs).enumerate() {
         // Behind all others: then the tensors have the order they would have in one file.
-        let head = head.filter(|_| no + 1 == inputs.len());
+        let head = head.filter(|_| no + 1 == file.n_parts());
         let changes = header::changes(file, no, plan, provenance, head);
         out.write_all(&amended_header(part.bytes(), part, &changes)?)?;
         let mut to = Through { part, out, at: part.header_bytes().end, shared: 0 };
@@ -298,5 +296,141 @@ fn norm_weights(file: &GgufFile, norm: &str) -> Result<Vec<f32>, RewriteError> {
     match gamma.iter().position(|x| !x.is_finite()) {
         None => Ok(gamma),
         Some(column) => Err(RewriteError::Weight { tensor: tensor(), row: 0, column, value: gamma[column] }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::arch::{Writer, WriterKind};
+    use crate::rewrite::Tied;
+
+    fn ty(name: &str) -> GgmlType {
+        GgmlType::all().find(|ty| ty.name() == name).unwrap()
+    }
+
+    /// Tensors of 3 rows of 32, the middle ones F32, and a few bytes behind that are nobody's.
+    fn input(path: &Path, alignment: u32) -> GgufFile {
+        let mut writer = crate::gguf::Writer::new().key("general.alignment", alignment);
+        let names = ["a", "b", "c", "d", "e"];
+        for name in names {
+            writer =
+                writer.tensor(name, &[32, 3], if "bcd".contains(name) { GgmlType::F32 } else { ty("q8_0") });
+        }
+        let mut stream = writer.start(Vec::new()).unwrap();
+        for i in 0..names.len() as u8 {
+            let bytes = if (1..4).contains(&i) { vec![i, 0, i, 0x40].repeat(96) } else { vec![i + 1; 102] };
+            stream.data(&bytes).unwrap();
+        }
+        let mut bytes = stream.finish().unwrap();
+        bytes.extend(b"nobody's");
+        std::fs::write(path, bytes).unwrap();
+        GgufFile::open(path).unwrap()
+    }
+
+    fn plan(file: &GgufFile, retype: &[(&str, GgmlType)]) -> Plan {
+        let planned = |&(name, out_type): &(&str, GgmlType)| {
+            let info = file.tensor(name).unwrap();
+            PlannedTensor {
+                writer: Writer {
+                    tensor: name.into(),
+                    block: None,
+                    kind: WriterKind::FfnDown,
+                    axis: Axis::Output,
+                    norm_after: None,
+                    norm_centred: false,
+                },
+                r#type: info.ty,
+                out_type,
+                ne: info.ne,
+                bytes: info.bytes,
+            }
+        };
+        Plan {
+            architecture: "llama".into(),
+            rank: 1,
+            tensors: retype.iter().map(planned).collect(),
+            tied_embeddings: false,
+            tied: Tied::Edit,
+            n_tensors: file.tensors().len(),
+            basis: Basis::new(),
+        }
+    }
+
+    fn report(info: &TensorInfo) -> TensorReport {
+        TensorReport {
+            name: info.name.clone(),
+            r#type: info.ty,
+            kind: WriterKind::FfnDown,
+            block: None,
+            edited: true,
+            leak: 0.0,
+            distance: 0.0,
+            share: 0.0,
+            bytes: 0,
+        }
+    }
+
+    #[test]
+    fn tensors_of_another_type_move_those_behind_them() {
+        let dir = tempfile::tempdir().unwrap();
+        for alignment in [1, 8, 32, 4096] {
+            let file = input(&dir.path().join("in.gguf"), alignment);
+            for retype in [
+                &[("b", ty("q4_0"))][..],
+                &[("a", GgmlType::F32), ("d", ty("q5_1"))],
+                &[("e", GgmlType::F32)],
+                &[("c", GgmlType::F32)],
+            ] {
+                let plan = plan(&file, retype);
+                let out = OutputFile::create(&dir.path().join("out.gguf"), true, &[]).unwrap();
+                let mut fill = |_: &GgufFile,
+                                info: &TensorInfo,
+                                planned: &PlannedTensor,
+                                _: &Basis,
+                                out: &mut dyn Write| {
+                    let bytes = planned.out_type.row_size(32).unwrap() as usize * 3;
+                    // In pieces, as an edit comes.
+                    out.write_all(&vec![0x11; 10])?;
+                    out.write_all(&vec![0x11; bytes - 10])?;
+                    Ok(report(info))
+                };
+                let keys = [("ggsteer.edit".to_string(), Value::from("test"))];
+                let written = stream(&file, &plan, out, &keys, &mut |_| {}, &mut fill).unwrap();
+                assert_eq!(written.report().file_size, written.file().file_len());
+                for (old, new) in file.tensors().iter().zip(written.file().tensors()) {
+                    let (name, ty) = (&new.name, retype.iter().find(|(name, _)| *name == new.name));
+                    let data = written.file().tensor_data(new);
+                    assert_eq!((name, new.ty), (&old.name, ty.map_or(old.ty, |(_, ty)| *ty)));
+                    match ty {
+                        Some(_) => assert!(data.iter().all(|b| *b == 0x11), "{name}"),
+                        None => assert_eq!(data, file.tensor_data(old), "{name}"),
+                    }
+                }
+                assert!(written.file().bytes().ends_with(b"nobody's"));
+                crate::rewrite::verify_untouched(&file, written.file(), &plan).unwrap();
+                written.commit().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn an_edit_that_writes_too_little_or_too_much_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = input(&dir.path().join("in.gguf"), 32);
+        let plan = plan(&file, &[("b", GgmlType::F32)]);
+        for n in [383, 385] {
+            let out = OutputFile::create(&dir.path().join("out.gguf"), false, &[]).unwrap();
+            let mut fill =
+                |_: &GgufFile, info: &TensorInfo, _: &PlannedTensor, _: &Basis, out: &mut dyn Write| {
+                    out.write_all(&vec![0; n])?;
+                    Ok(report(info))
+                };
+            let error = stream(&file, &plan, out, &[], &mut |_| {}, &mut fill).unwrap_err();
+            assert_eq!(error.to_string(), format!("tensor \"b\": {n} bytes given, 384 expected"));
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }
