@@ -83,7 +83,7 @@ fn each_field_of_a_header_is_checked() {
         ("in another's place", info + 24, u64(header.u64(other + 24)), vec![tensor, "data offset"]),
         ("unaligned", first + 24, u64(1), vec!["token_embd.weight", "data offset 1, expected 0"]),
         ("rows of no whole block", other + 20, u32(14), vec!["rows of 64", "multiple of 256", "q6_K"]),
-        ("the same name twice", info - 15, b"0".to_vec(), vec!["blk.0.ffn_down.weight", "is there twice"]),
+        ("the same name twice", info - 17, b"0".to_vec(), vec!["blk.0.ffn_down.weight", "is there twice"]),
     ];
     for (what, at, bytes, words) in cases {
         let mut bad = header.0.clone();
