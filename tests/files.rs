@@ -5,11 +5,13 @@ mod program;
 mod support;
 
 use std::fs;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use ggsteer::gguf::{GgufFile, Value, fingerprint};
+use ggsteer::gguf::{GgufFile, Value, Writer, fingerprint};
+use ggsteer::quant::GgmlType;
 use program::{Contents, Folder, spec};
 use serde_json::Value as Json;
 use support::split::{self, name};
@@ -102,6 +104,8 @@ fn a_split_model_is_rewritten_in_as_many_parts() {
     // A name with the ending of a part stands for its prefix; existing parts need --force, and inputs stay.
     let again = format!("{REWRITE} {part} -o {}", name("out", 2, 3));
     folder.refuses(&again, &["exists already", "--force"]);
+    let sets = "--harmful harmful.txt --harmless harmless.txt --threads 1";
+    folder.refuses(&format!("abliterate {part} {sets} -o out.gguf"), &[&first, "exists already"]);
     folder.accepts(&format!("-q {again} --force"));
     folder.refuses(&format!("{REWRITE} {part} -o big.gguf --force"), &["is the input", "big-00001-of-00003"]);
     let other = format!("{REWRITE} {part} -o {} --force", name("big", 2, 3));
@@ -127,7 +131,41 @@ fn a_tied_split_model_is_untied_and_every_part_counts_the_new_tensor() {
     assert_eq!(say(&first), say("whole.gguf"));
 }
 
-/// Where only a superuser may mount: a file system in a file, on which blocks can be shared.
+/// Mostly holes: no disk holds it, and no memory has to.
+#[test]
+fn a_file_past_4_gib_is_read_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large.gguf");
+    let names: Vec<String> = (0..6).map(|i| format!("blk.{i}.ffn_up.weight")).collect();
+    let mut writer = Writer::new().key("general.architecture", "llama");
+    for name in &names {
+        writer = writer.tensor(name.as_str(), &[1 << 15, 1 << 13], GgmlType::F32);
+    }
+    let header = writer.header().unwrap();
+    let size = header.len() as u64 + (6 << 30);
+    let mut file = fs::File::create(&path).unwrap();
+    file.write_all(&header).unwrap();
+    file.set_len(size).unwrap();
+    file.seek(SeekFrom::End(-5)).unwrap();
+    file.write_all(b"words").unwrap();
+    let open = || GgufFile::open(&path).unwrap();
+    let file = open();
+    let last = file.tensor(names.last().unwrap()).unwrap();
+    assert_eq!((file.file_len(), last.bytes), (size, 1 << 30));
+    assert!(file.tensor_data(last).ends_with(b"\0words"));
+    let (last_but_one, before) = (file.tensor(&names[4]).unwrap(), fingerprint(&file));
+    assert_eq!(file.first_difference(last, (&file, last_but_one)), Some((1 << 30) - 5));
+    drop(file);
+    let mut file = fs::File::options().write(true).open(&path).unwrap();
+    file.seek(SeekFrom::End(-1)).unwrap();
+    file.write_all(b"d").unwrap();
+    assert_ne!(fingerprint(&open()), before);
+    file.set_len(size - 1).unwrap();
+    let error = GgufFile::open(&path).unwrap_err().to_string();
+    assert!(error.contains(names.last().unwrap()) && error.contains("needs 1073741824 bytes at"), "{error}");
+}
+
+/// In a file of the test's own, where it may be mounted: a file system on which blocks can be shared.
 #[test]
 fn a_file_system_that_clones_shares_what_is_not_edited() {
     let folder = Folder::new();
@@ -225,7 +263,8 @@ fn outputs(folder: &Folder, before: &Contents) -> Vec<String> {
     let names = names.filter(|entry| !before.contains_key(&entry.path()));
     let mut names: Vec<String> = names.map(|entry| entry.file_name().into_string().unwrap()).collect();
     names.retain(|name| {
-        let ours = name.starts_with(".ggsteer-") && name.ends_with(".part");
+        let ours =
+            name.starts_with(".ggsteer-") && name.rsplit_once('.').is_some_and(|(_, end)| end == "part");
         if ours {
             fs::remove_file(folder.path(name)).unwrap();
         }

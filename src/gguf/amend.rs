@@ -105,11 +105,12 @@ pub fn amended_header(file: &[u8], gguf: &Gguf, changes: &Changes) -> Result<Vec
 
     let n_tensors = (gguf.tensors.len() + changes.add.len()) as u64;
     let end = (24 + pairs.len() + infos.len()) as u64;
-    if changes.step > 0 && n_tensors > 0 {
-        if let Some(zeros) = zeros(end, gguf.data_starts[0], changes.step, gguf.alignment) {
-            write_pair(&mut pairs, PADDING_KEY, &Value::Array(Array::U8(vec![0; zeros])));
-            n_pairs += 1;
-        }
+    if changes.step > 0
+        && n_tensors > 0
+        && let Some(zeros) = zeros(end, gguf.data_starts[0], changes.step, gguf.alignment)
+    {
+        write_pair(&mut pairs, PADDING_KEY, &Value::Array(Array::U8(vec![0; zeros])));
+        n_pairs += 1;
     }
     let mut out = b"GGUF".to_vec();
     out.extend(gguf.version.to_le_bytes());

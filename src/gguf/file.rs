@@ -206,6 +206,28 @@ impl GgufFile {
     pub fn tensor_data(&self, info: &TensorInfo) -> &[u8] {
         &self.parts[info.part].map[self.data_range(info)]
     }
+
+    /// The first byte at which the data of `info` and that of another file's tensor differ, or at which one of them
+    /// ends. Takes no more memory than a few pieces of them, whatever their size.
+    #[must_use]
+    pub fn first_difference(&self, info: &TensorInfo, other: (&Self, &TensorInfo)) -> Option<usize> {
+        const PIECE: usize = 16 << 20;
+        let sides = [(self, info), other];
+        let [a, b] = sides.map(|(file, info)| file.tensor_data(info));
+        let common = a.len().min(b.len());
+        for start in (0..common).step_by(PIECE) {
+            let end = common.min(start + PIECE);
+            let (a, b) = (&a[start..end], &b[start..end]);
+            if a != b {
+                return a.iter().zip(b).position(|(x, y)| x != y).map(|at| start + at);
+            }
+            for (file, info) in sides {
+                let at = file.data_range(info).start;
+                file.parts[info.part].release(at + start..at + end);
+            }
+        }
+        (a.len() != b.len()).then_some(common)
+    }
 }
 
 impl std::ops::Deref for GgufFile {
@@ -224,15 +246,11 @@ impl std::ops::Deref for GgufFile {
 /// proof that every byte is the same.
 #[must_use]
 pub fn fingerprint(file: &GgufFile) -> String {
-    let mut digests = file.parts.iter().map(digest);
-    let first = digests.next().expect("a file has at least one part");
-    let mut rest = digests.peekable();
-    if rest.peek().is_none() {
-        return crate::hex(&first);
+    let digests: Vec<[u8; 32]> = file.parts.iter().map(digest).collect();
+    match &digests[..] {
+        [one] => crate::hex(one),
+        all => crate::hex(&Sha256::digest(all.concat())),
     }
-    let mut hash = Sha256::new_with_prefix(first);
-    rest.for_each(|digest| hash.update(digest));
-    crate::hex(&hash.finalize())
 }
 
 fn digest(part: &Part) -> [u8; 32] {

@@ -313,7 +313,7 @@ fn the_data_moves_by_whole_steps_whatever_is_added() {
         // Once more, with room to spare: the old zeros make way and nothing moves.
         let set = vec![("ggsteer.note".into(), Value::from("n"))];
         let again = amended_header(&file, &once, &Changes { set, step, ..Changes::default() }).unwrap();
-        assert!((out.len() - again.len()) as u64 % step == 0);
+        assert!(((out.len() - again.len()) as u64).is_multiple_of(step));
         assert!(Gguf::parse(&[again, vec![0; 4096]].concat()).unwrap().metadata().len() >= 19);
     }
     assert_eq!(widths.len(), 2, "with and without padding");

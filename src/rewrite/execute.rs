@@ -321,7 +321,7 @@ mod tests {
         }
         let mut stream = writer.start(Vec::new()).unwrap();
         for i in 0..names.len() as u8 {
-            let bytes = if (1..4).contains(&i) { vec![i, 0, i, 0x40].repeat(96) } else { vec![i + 1; 102] };
+            let bytes = if (1..4).contains(&i) { [i, 0, i, 0x40].repeat(96) } else { vec![i + 1; 102] };
             stream.data(&bytes).unwrap();
         }
         let mut bytes = stream.finish().unwrap();
@@ -393,7 +393,7 @@ mod tests {
                                 out: &mut dyn Write| {
                     let bytes = planned.out_type.row_size(32).unwrap() as usize * 3;
                     // In pieces, as an edit comes.
-                    out.write_all(&vec![0x11; 10])?;
+                    out.write_all(&[0x11; 10])?;
                     out.write_all(&vec![0x11; bytes - 10])?;
                     Ok(report(info))
                 };

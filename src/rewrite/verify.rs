@@ -84,9 +84,7 @@ pub fn verify_untouched(original: &GgufFile, out: &GgufFile, plan: &Plan) -> Res
         if index < n && plan.tensors.iter().any(|p| p.writer.tensor == old.name) {
             continue;
         }
-        let (a, b) = (original.tensor_data(old), out.tensor_data(new));
-        if a != b {
-            let at = a.iter().zip(b).position(|(x, y)| x != y).unwrap_or(a.len().min(b.len()));
+        if let Some(at) = original.first_difference(old, (out, new)) {
             return Err(VerifyError::Bytes { name: new.name.clone(), at });
         }
         compared += 1;
