@@ -154,11 +154,12 @@ fn a_part_under_another_name_is_told_its_own() {
     refuses(&folder, &names[1], &[&names[1], "part 3 of 3", "\"-00003-of-00003.gguf\""]);
 }
 
+type Change = Box<dyn Fn(&mut Part)>;
+
 #[test]
 fn parts_that_do_not_fit_together_are_refused_by_name() {
     let folder = folder();
     let text = |s: &str| Value::Str(s.to_owned());
-    type Change<'a> = Box<dyn Fn(&mut Part) + 'a>;
     let set =
         |key: &'static str, value: Value| -> Change { Box::new(move |part| part.set(key, value.clone())) };
     let cases: Vec<(usize, Change, Vec<&str>)> = vec![
@@ -186,7 +187,7 @@ fn parts_that_do_not_fit_together_are_refused_by_name() {
     for (no, change, words) in cases {
         let names = write(&folder, |i, part| {
             if i == no {
-                change(part)
+                change(part);
             }
         });
         // Which part is at fault can be told but for the number of tensors in all.
