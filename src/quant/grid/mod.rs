@@ -23,6 +23,8 @@ use super::GgmlType;
 #[derive(Debug)]
 pub struct Grid {
     levels: &'static [f32],
+    smallest_gap: f32,
+    largest_gap: f32,
     group: usize,
     block: usize,
     bytes: usize,
@@ -65,6 +67,18 @@ impl Grid {
         self.levels
     }
 
+    /// The smallest distance between two levels.
+    #[must_use]
+    pub fn smallest_gap(&self) -> f32 {
+        self.smallest_gap
+    }
+
+    /// Whether all levels are as far apart.
+    #[must_use]
+    pub fn is_uniform(&self) -> bool {
+        self.smallest_gap == self.largest_gap
+    }
+
     /// Elements that share one scale and one offset.
     #[must_use]
     pub fn group(&self) -> usize {
@@ -94,6 +108,45 @@ impl Grid {
     #[inline]
     pub fn value(&self, scale: f32, offset: f32, code: u8) -> f32 {
         scale * self.levels[usize::from(code)] + offset
+    }
+
+    /// The [`value`](Self::value)s of codes that share a scale and an offset.
+    ///
+    /// # Panics
+    /// If there are not as many values as codes, or a code is no index of [`levels`](Self::levels).
+    pub fn values(&self, scale: f32, offset: f32, codes: &[u8], values: &mut [f32]) {
+        assert_eq!(codes.len(), values.len(), "one value a code");
+        if self.is_uniform() {
+            let (first, gap) = (self.levels[0], self.smallest_gap);
+            for (value, code) in values.iter_mut().zip(codes) {
+                *value = scale * (first + gap * f32::from(*code)) + offset;
+            }
+        } else {
+            for (value, code) in values.iter_mut().zip(codes) {
+                *value = scale * self.levels[usize::from(*code)] + offset;
+            }
+        }
+    }
+
+    /// Decodes whole blocks, bit for bit as ggml does.
+    ///
+    /// # Panics
+    /// If the lengths do not belong to the same number of blocks.
+    pub fn decode(&self, bytes: &[u8], values: &mut [f32]) {
+        assert_eq!(values.len(), self.blocks(bytes) * self.block, "one value an element");
+        let (mut codes, mut scales, mut offsets) = ([0; 256], [0.0; 16], [0.0; 16]);
+        let groups = self.block / self.group;
+        let (codes, scales, offsets) =
+            (&mut codes[..self.block], &mut scales[..groups], &mut offsets[..groups]);
+        for (bytes, values) in bytes.chunks_exact(self.bytes).zip(values.chunks_exact_mut(self.block)) {
+            (self.scales)(bytes, scales, offsets);
+            (self.unpack)(bytes, codes);
+            let fields = scales.iter().zip(&*offsets);
+            let groups = codes.chunks_exact(self.group).zip(values.chunks_exact_mut(self.group));
+            for ((scale, offset), (codes, values)) in fields.zip(groups) {
+                self.values(*scale, *offset, codes, values);
+            }
+        }
     }
 
     /// Reads whole blocks: a code for each element, a scale and an offset for each group.
@@ -171,8 +224,11 @@ trait Layout<const N: usize, const B: usize, const G: usize> {
 }
 
 const fn grid<L: Layout<N, B, G>, const N: usize, const B: usize, const G: usize>() -> Grid {
+    let (smallest_gap, largest_gap) = gaps(L::LEVELS);
     Grid {
         levels: L::LEVELS,
+        smallest_gap,
+        largest_gap,
         group: N / G,
         block: N,
         bytes: B,
@@ -181,6 +237,23 @@ const fn grid<L: Layout<N, B, G>, const N: usize, const B: usize, const G: usize
         pack: pack::<L, N, B, G>,
         rescale: rescale::<L, N, B, G>,
     }
+}
+
+/// The smallest and the largest distance between neighbours.
+const fn gaps(levels: &[f32]) -> (f32, f32) {
+    let (mut smallest, mut largest) = (f32::INFINITY, 0.0);
+    let mut i = 1;
+    while i < levels.len() {
+        let gap = levels[i] - levels[i - 1];
+        if gap < smallest {
+            smallest = gap;
+        }
+        if gap > largest {
+            largest = gap;
+        }
+        i += 1;
+    }
+    (smallest, largest)
 }
 
 fn scales<L: Layout<N, B, G>, const N: usize, const B: usize, const G: usize>(

@@ -73,6 +73,9 @@ fn check(ty: GgmlType, grid: &Grid, bytes: &[u8], moves: &[u8]) {
     let mut of = unpacked(grid, bytes);
     let n = of.codes.len();
     assert_eq!(values(grid, &of), decoded(ty, bytes, n), "{ty}: values");
+    let mut whole = vec![0.0; n];
+    grid.decode(bytes, &mut whole);
+    assert!(whole.iter().map(|x| x.to_bits()).eq(decoded(ty, bytes, n)), "{ty}: decoded whole");
     assert!(validate(ty, bytes), "{ty}: ggml refuses what it was given");
 
     let mut again = bytes.to_vec();
@@ -101,7 +104,7 @@ fn check(ty: GgmlType, grid: &Grid, bytes: &[u8], moves: &[u8]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
     fn any_blocks_are_read_and_written_as_ggml_does(
@@ -235,7 +238,7 @@ fn sizes_are_those_of_ggml_and_levels_ascend() {
 #[test]
 fn every_byte_of_codes_and_every_scale_is_read_as_ggml_does() {
     // A block of one repeated byte for each of the 256, and for each a scale at an edge of its range.
-    let edges = [0x0000u16, 0x8000, 0x0001, 0x83ff, 0x0400, 0x3c00, 0xbc00, 0x7bff, 0xfbff];
+    let edges = [0x0000u16, 0x8000, 0x0001, 0x83ff, 0x3c00, 0xfbff];
     for (ty, grid) in all() {
         for byte in 0..=255u8 {
             for edge in edges {
