@@ -56,7 +56,7 @@ pub(super) struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    fn row_bytes(&self) -> usize {
+    pub(super) fn row_bytes(&self) -> usize {
         // A whole tensor was checked to be whole rows when the file was read.
         self.data.len() / self.rows.max(1)
     }
@@ -68,7 +68,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// Rows from `first` on, decoded; every value finite.
-    fn decode(&self, first: usize, bytes: &[u8]) -> Result<Vec<f32>, RewriteError> {
+    pub(super) fn decode(&self, first: usize, bytes: &[u8]) -> Result<Vec<f32>, RewriteError> {
         let mut out = vec![0.0; bytes.len() / self.row_bytes() * self.n];
         quant::decode(self.ty, bytes, &mut out)
             .map_err(|source| RewriteError::Type { tensor: self.name.into(), source })?;
@@ -81,6 +81,11 @@ impl<'a> Matrix<'a> {
                 value: out[i],
             }),
         }
+    }
+
+    /// Whether every weight is finite.
+    pub(super) fn check(&self) -> Result<(), RewriteError> {
+        self.chunks().into_iter().try_for_each(|(first, bytes)| self.decode(first, bytes).map(drop))
     }
 
     /// Encodes `target`, rows marked in `keep` excepted, whose bytes stay `original`; returns bytes and their decoding.

@@ -9,6 +9,8 @@
 mod basis;
 mod edit;
 mod execute;
+#[allow(dead_code)]
+mod nearest;
 mod plan;
 mod report;
 mod verify;
