@@ -1,0 +1,146 @@
+//! What the loader of each architecture asks for.
+
+use super::{Head, N_HEAD, Spec, classic, of, wide};
+
+pub(super) const OUTPUT_NORM: &str = "output_norm.weight d";
+pub(super) const OUTPUT_NORM_B: &str = "output_norm.weight d, output_norm.bias d";
+const OUTPUT_B: &str = "output.bias v";
+const POSITIONS: &str = "position_embd.weight d 64";
+const EMBEDDING_NORM: &str = "token_embd_norm.weight d, token_embd_norm.bias d";
+
+const NORM: &str = "attn_norm.weight d";
+const NORM_B: &str = "attn_norm.weight d, attn_norm.bias d";
+const NORMS: &str = "attn_norm.weight d, ffn_norm.weight d";
+const NORMS_B: &str = "attn_norm.weight d, attn_norm.bias d, ffn_norm.weight d, ffn_norm.bias d";
+const NORMS_AFTER: &str = "post_attention_norm.weight d, post_ffw_norm.weight d";
+/// Not what its name says: the norm before the FFN.
+const NORM_BETWEEN: &str = "attn_norm.weight d, post_attention_norm.weight d";
+
+const QKV: &str = "attn_q.weight d q, attn_k.weight d k, attn_v.weight d k, attn_output.weight q d";
+const QKV_B: &str = "attn_q.bias q, attn_k.bias k, attn_v.bias k";
+const FUSED: &str = "attn_qkv.weight d w, attn_output.weight q d";
+const FUSED_B: &str = "attn_qkv.bias w";
+const OUT_B: &str = "attn_output.bias d";
+const QK_NORM: &str = "attn_q_norm.weight h, attn_k_norm.weight h";
+const QK_NORM_WHOLE: &str = "attn_q_norm.weight q, attn_k_norm.weight k";
+const QK_NORM_EACH: &str = "attn_q_norm.weight h n, attn_k_norm.weight h m";
+const SINKS: &str = "attn_sinks.weight n";
+/// Attention that keeps keys and values in a low rank, and the two layouts of what unfolds them.
+const LATENT: &str = "attn_q_a.weight d 32, attn_q_a_norm.weight 32, attn_q_b.weight 32 128, \
+     attn_kv_a_mqa.weight d 48, attn_kv_a_norm.weight 32, attn_output.weight 64 d";
+const LATENT_KV: &str = "attn_kv_a_mqa.weight d 48, attn_kv_a_norm.weight 32, attn_output.weight 64 d";
+const UNFOLD: &str = "attn_kv_b.weight 32 128";
+const UNFOLD_SPLIT: &str = "attn_k_b.weight 16 32 4, attn_v_b.weight 32 16 4";
+
+const GATED: &str = "ffn_gate.weight d f, ffn_up.weight d f, ffn_down.weight f d";
+const GATE_B: &str = "ffn_gate.bias f";
+const PAIRED: &str = "ffn_up.weight d g, ffn_down.weight f d";
+const FLAT: &str = "ffn_up.weight d f, ffn_down.weight f d";
+const FLAT_B: &str = "ffn_up.bias f, ffn_down.bias d";
+const EXPERTS: &str = "ffn_gate_inp.weight d e, ffn_gate_exps.weight d f e, ffn_up_exps.weight d f e, \
+     ffn_down_exps.weight f d e";
+const EXPERTS_B: &str =
+    "ffn_gate_inp.bias e, ffn_gate_exps.bias f e, ffn_up_exps.bias f e, ffn_down_exps.bias d e";
+const SHARED: &str = "ffn_gate_shexp.weight d f, ffn_up_shexp.weight d f, ffn_down_shexp.weight f d";
+
+const HALF_GATED: &str = "ffn_gate.weight d 96, ffn_up.weight d 96, ffn_down.weight 96 d";
+const SQUARE_GATED: &str = "ffn_gate.weight d d, ffn_up.weight d d, ffn_down.weight d d";
+const ROUTER_B: &str = "exp_probs_b.bias e";
+
+const DENSE_LEAD: &str = "leading_dense_block_count 1";
+const MOE: &str = "expert_count 4, expert_used_count 2, expert_feed_forward_length 192";
+const MOE_SHARED: &str = "expert_shared_count 1, expert_shared_feed_forward_length 192";
+const LATENT_KEYS: &str = "attention.q_lora_rank 32, attention.kv_lora_rank 32, rope.dimension_count 16";
+
+/// Architectures whose writers add to the stream as they are: the rewritten file equals the ablation.
+pub const ADDED: &[Spec] = &[
+    wide("llama", &[NORMS, QKV, GATED]),
+    Spec { variant: "biases", ..wide("llama", &[NORMS, QKV, QKV_B, OUT_B, GATED, GATE_B, FLAT_B]) },
+    Spec { variant: "experts", keys: &[MOE], ..wide("llama", &[NORMS, QKV, OUT_B, EXPERTS]) },
+    of("qwen2", &[NORMS, QKV, QKV_B, GATED]),
+    Spec {
+        keys: &[MOE, MOE_SHARED],
+        ..of("qwen2moe", &[NORMS, QKV, QKV_B, EXPERTS, SHARED, "ffn_gate_inp_shexp.weight d"])
+    },
+    wide("qwen3", &[NORMS, QKV, QK_NORM, GATED]),
+    Spec { keys: &[MOE], ..wide("qwen3moe", &[NORMS, QKV, QK_NORM, EXPERTS]) },
+    Spec { outside: &[OUTPUT_NORM_B, OUTPUT_B], ..of("phi2", &[NORM_B, QKV, QKV_B, OUT_B, FLAT, FLAT_B]) },
+    of("phi3", &[NORMS, FUSED, PAIRED]),
+    Spec { head: Head::Tied, ..wide("gemma", &[NORMS, QKV, GATED]) },
+    Spec {
+        outside: &[OUTPUT_NORM_B, POSITIONS],
+        ..classic("gpt2", &[NORMS_B, FUSED, FUSED_B, OUT_B, FLAT, FLAT_B])
+    },
+    Spec {
+        variant: "parallel",
+        keys: &["use_parallel_residual true"],
+        ..classic("gptneox", &[NORMS_B, FUSED, FUSED_B, OUT_B, FLAT, FLAT_B])
+    },
+    Spec {
+        variant: "sequential",
+        keys: &["use_parallel_residual false"],
+        ..classic("gptneox", &[NORMS_B, FUSED, FUSED_B, OUT_B, FLAT, FLAT_B])
+    },
+    Spec { variant: "one norm", n_head_kv: 1, ..classic("falcon", &[NORM_B, FUSED, FLAT]) },
+    Spec {
+        variant: "two norms",
+        ..classic("falcon", &[NORM_B, "attn_norm_2.weight d, attn_norm_2.bias d", FUSED, FLAT])
+    },
+    Spec { n_head_kv: 2, ..classic("starcoder2", &[NORMS_B, QKV, QKV_B, OUT_B, FLAT, FLAT_B]) },
+    Spec { variant: "sequential", ..classic("stablelm", &[NORMS_B, QKV, QKV_B, GATED]) },
+    Spec { variant: "parallel", n_head_kv: 2, ..classic("stablelm", &[NORM_B, QKV, QK_NORM_EACH, GATED]) },
+    Spec { head: Head::Tied, keys: &["logit_scale 0.5"], ..of("command-r", &[NORM, QKV, GATED]) },
+    Spec { outside: &[], ..of("olmo", &[QKV, GATED]) },
+    Spec {
+        keys: &["logit_scale 2.0, residual_scale 0.7, embedding_scale 1.5, attention.scale 0.3"],
+        ..wide("granite", &[NORMS, QKV, OUT_B, GATED, GATE_B, FLAT_B])
+    },
+    Spec {
+        variant: "experts",
+        keys: &["logit_scale 2.0, residual_scale 0.7", MOE, MOE_SHARED],
+        ..wide("granite", &[NORMS, QKV, EXPERTS, SHARED])
+    },
+    of("internlm2", &[NORMS, QKV, GATED]),
+    Spec {
+        variant: "whole",
+        n_head_kv: N_HEAD,
+        keys: &[
+            LATENT_KEYS,
+            DENSE_LEAD,
+            MOE,
+            MOE_SHARED,
+            "attention.key_length 32, attention.value_length 16",
+        ],
+        first: Some(&[NORMS, LATENT, UNFOLD, GATED]),
+        ..of("deepseek2", &[NORMS, LATENT, UNFOLD, EXPERTS, SHARED])
+    },
+    Spec {
+        variant: "split",
+        n_head_kv: 1,
+        keys: &[
+            LATENT_KEYS,
+            DENSE_LEAD,
+            MOE,
+            MOE_SHARED,
+            "attention.key_length 48, attention.value_length 32",
+            "attention.key_length_mla 32, attention.value_length_mla 16, expert_gating_func 2",
+        ],
+        first: Some(&[NORMS, LATENT, UNFOLD_SPLIT, GATED]),
+        ..of("deepseek2", &[NORMS, LATENT, UNFOLD_SPLIT, EXPERTS, SHARED, ROUTER_B])
+    },
+];
+
+/// Architectures with a norm between a writer and the stream: the rewritten file keeps the direction out of the stream,
+/// and the length of what it adds differs from the ablation's.
+pub const NORMED: &[Spec] = &[
+    Spec {
+        outside: &[OUTPUT_NORM_B, EMBEDDING_NORM],
+        ..classic("bloom", &[NORMS_B, FUSED, FUSED_B, OUT_B, FLAT, FLAT_B])
+    },
+    Spec { head: Head::Tied, ..wide("gemma2", &[NORMS, QKV, NORMS_AFTER, GATED]) },
+    Spec {
+        keys: &["attention.sliding_window 16"],
+        ..wide("gemma3", &[NORMS, QKV, QK_NORM, NORMS_AFTER, GATED])
+    },
+    of("olmo2", &[QKV, QK_NORM_WHOLE, NORMS_AFTER, GATED]),
+];
