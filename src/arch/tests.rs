@@ -150,7 +150,9 @@ fn blocks_for_further_tokens_are_left_alone() {
 #[test]
 fn refusals_name_what_is_wrong() {
     let unknown = names(base("martian")).unwrap_err().to_string();
-    assert!(unknown.contains("\"martian\"") && unknown.contains("qwen3moe"), "{unknown}");
+    assert!(unknown.contains("\"martian\"") && unknown.contains("--partial"), "{unknown}");
+    let unserved = names(base("gemma3n")).unwrap_err().to_string();
+    assert!(unserved.contains("several streams") && unserved.contains("--partial"), "{unserved}");
     let split = names(dense_block(base("llama")).key("split.count", 3u32));
     assert!(matches!(split, Err(ArchError::Split { count: 3 })));
     let gone = names(base("llama").tensor("blk.0.attn_output.weight", &[N, N], GgmlType::F32));
@@ -162,7 +164,7 @@ fn refusals_name_what_is_wrong() {
         .key("llama.embedding_length", N as u32)
         .key("llama.block_count", u32::MAX)
         .tensor("token_embd.weight", &[N, 96], GgmlType::F32);
-    assert!(matches!(names(endless), Err(ArchError::Missing { .. })));
+    assert!(matches!(names(endless), Err(ArchError::Blocks { n_block: 4_294_967_295, .. })));
 }
 
 #[test]
@@ -171,4 +173,29 @@ fn heads_are_told_apart() {
     assert_eq!(head(&parse(base("llama"))).unwrap(), Head::OwnOrTied);
     assert!(tied_embeddings(&parse(base("llama"))));
     assert!(!tied_embeddings(&parse(base("llama").tensor("output.weight", &[N, 96], GgmlType::F32))));
+}
+
+/// The names of `LLM_ARCH_NAMES` in the pinned llama.cpp, `(unknown)` left out. To take them anew, in its folder:
+/// `sed -n '/LLM_ARCH_NAMES/,/^};/p' src/llama-arch.cpp | grep -o '"[^"]*" *}' | tr -d '"} '`
+const LLAMA_CPP: &str = "
+    clip llama llama4 deci falcon grok gpt2 gptj gptneox mpt baichuan starcoder refact bert modern-bert nomic-bert
+    nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert bloom stablelm qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe
+    qwen3next qwen3vl qwen3vlmoe qwen35 qwen35moe clef qwen4exp phi2 phi3 phimoe plamo plamo2 plamo3 codeshell orion
+    internlm2 minicpm minicpm3 gemma gemma2 gemma3 gemma3n gemma4 gemma4-assistant gemma-embedding starcoder2 mamba
+    mamba2 maple jamba falcon-h1 xverse command-r cohere2 cohere2moe dbrx olmo olmo2 olmoe muse-glimmer openelm arctic
+    deepseek deepseek2 deepseek2-ocr deepseek32 deepseek4 chatglm glm4 glm4moe glm-dsa bitnet t5 t5encoder jais jais2
+    nemotron nemotron_h nemotron_h_moe exaone exaone4 exaone-moe rwkv6 rwkv6qwen2 rwkv7 arwkv7 granite granitemoe
+    granitehybrid graniteswitch granite_swa chameleon wavtokenizer-dec plm bailingmoe bailingmoe2 bailingmoe3 dots1
+    dots3note arcee afmoe laguna ernie4_5 ernie4_5-moe hunyuan-moe hunyuan-dense hunyuan_vl hy_v3 hy_v4 smollm3 gpt-oss
+    lfm2 lfm2moe dream smallthinker llada llada-moe seed_oss grovemoe apertus minimax-01 hrm_text minimax-m2 minimax-m3
+    cogvlm rnd1 pangu-embedded mistral3 eagle3 dflash mistral4 paddleocr mimo2 step35 spark2_5 llama-embed maincoder
+    kimi-linear kimi-k3 glm5-next talkie mellum nanbeige qwen3tts pockettts";
+
+#[test]
+fn every_architecture_of_llama_cpp_is_placed_once() {
+    let mut theirs: Vec<&str> = LLAMA_CPP.split_whitespace().collect();
+    let mut ours: Vec<&str> = known().chain(table::UNSERVED.iter().map(|(name, _)| *name)).collect();
+    theirs.sort_unstable();
+    ours.sort_unstable();
+    assert_eq!(ours, theirs);
 }
