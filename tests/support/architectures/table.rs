@@ -128,6 +128,104 @@ pub const ADDED: &[Spec] = &[
         first: Some(&[NORMS, LATENT, UNFOLD_SPLIT, GATED]),
         ..of("deepseek2", &[NORMS, LATENT, UNFOLD_SPLIT, EXPERTS, SHARED, ROUTER_B])
     },
+    Spec {
+        keys: &[MOE, "attention.sliding_window 16"],
+        ..wide("gpt-oss", &[NORM_BETWEEN, QKV, QKV_B, OUT_B, SINKS, EXPERTS, EXPERTS_B])
+    },
+    wide("minicpm", &[NORMS, QKV, OUT_B, GATED, GATE_B, FLAT_B]),
+    Spec {
+        n_head_kv: N_HEAD,
+        keys: &[LATENT_KEYS, "attention.key_length 32, attention.value_length 16"],
+        ..of("minicpm3", &[NORMS, LATENT, UNFOLD, GATED])
+    },
+    Spec {
+        head: Head::Tied,
+        n_head_kv: N_HEAD,
+        keys: &[
+            "attention.kv_lora_rank 32, rope.dimension_count 16, attention.key_length 32, attention.value_length 16",
+        ],
+        ..of("plm", &[NORMS, "attn_q.weight d 128", LATENT_KV, UNFOLD, FLAT])
+    },
+    wide("exaone", &[NORMS, QKV, GATED]),
+    of("chatglm", &[NORMS, FUSED, FUSED_B, PAIRED]),
+    of("xverse", &[NORMS, QKV, GATED]),
+    wide("smollm3", &[NORMS, QKV, GATED]),
+    wide("arcee", &[NORMS, QKV, FLAT]),
+    wide("refact", &[NORMS, QKV, OUT_B, GATED, GATE_B, FLAT_B]),
+    wide("ernie4_5", &[NORMS, QKV, OUT_B, GATED]),
+    wide("pangu-embedded", &[NORMS, QKV, QKV_B, OUT_B, GATED]),
+    wide("hunyuan-dense", &[NORMS, QKV, QK_NORM, GATED]),
+    wide("seed_oss", &[NORM_BETWEEN, QKV, QKV_B, GATED]),
+    Spec {
+        keys: &["/xielu.alpha_n 0.8, /xielu.alpha_p 0.8, /xielu.beta 0.5, /xielu.eps 0.000001"],
+        ..wide("apertus", &[NORMS, QKV, OUT_B, QK_NORM, FLAT])
+    },
+    Spec { n_head_kv: N_HEAD, ..of("qwen", &[NORMS, FUSED, FUSED_B, HALF_GATED]) },
+    of("plamo", &[NORM, QKV, GATED]),
+    Spec {
+        head: Head::Tied,
+        ..of("bitnet", &[NORMS, QKV, GATED, "attn_sub_norm.weight d, ffn_sub_norm.weight f"])
+    },
+    Spec { n_head_kv: 2, ..classic("nemotron", &[NORMS_B, QKV, OUT_B, FLAT, FLAT_B]) },
+    Spec { n_head_kv: 2, ..classic("codeshell", &[NORMS_B, QKV, OUT_B, FLAT, FLAT_B]) },
+    Spec { n_head_kv: 2, ..classic("orion", &[NORMS_B, QKV, GATED]) },
+    Spec {
+        outside: &[OUTPUT_NORM_B, POSITIONS],
+        ..classic("starcoder", &[NORMS_B, FUSED, FUSED_B, OUT_B, FLAT, FLAT_B])
+    },
+    Spec {
+        outside: &[OUTPUT_NORM_B, POSITIONS],
+        keys: &["attention.max_alibi_bias 8.0, attention.clamp_kqv 4.0"],
+        ..classic("mpt", &[NORMS_B, FUSED, FUSED_B, OUT_B, FLAT, FLAT_B])
+    },
+    Spec {
+        keys: &["attention.max_alibi_bias 8.0"],
+        ..classic("jais", &[NORMS_B, FUSED, FUSED_B, OUT_B, GATED, GATE_B, FLAT_B])
+    },
+    Spec {
+        head: Head::Tied,
+        keys: &["attention.sliding_window 16, logit_scale 0.5"],
+        ..of("cohere2", &[NORM, QKV, GATED])
+    },
+    Spec { n_head_kv: N_HEAD, keys: &[MOE], ..of("olmoe", &[NORMS, QKV, QK_NORM_WHOLE, EXPERTS]) },
+    Spec {
+        outside: &[OUTPUT_NORM_B, OUTPUT_B],
+        keys: &[MOE],
+        ..of("phimoe", &[NORMS_B, QKV, OUT_B, EXPERTS])
+    },
+    Spec {
+        keys: &[MOE, "attention.clamp_kqv 4.0"],
+        ..of("dbrx", &["attn_norm.weight d, attn_output_norm.weight d", FUSED, EXPERTS])
+    },
+    Spec { keys: &[MOE], ..of("arctic", &[NORMS, QKV, SQUARE_GATED, "ffn_norm_exps.weight d", EXPERTS]) },
+    Spec { keys: &[MOE, MOE_SHARED], ..wide("hunyuan-moe", &[NORMS, QKV, QK_NORM, EXPERTS, SHARED]) },
+    Spec { keys: &[MOE, "expert_gating_func 1"], ..wide("smallthinker", &[NORMS, QKV, EXPERTS]) },
+    Spec {
+        keys: &[MOE, "expert_gating_func 2"],
+        ..wide("minimax-m2", &[NORMS, QKV, QK_NORM_WHOLE, EXPERTS, ROUTER_B])
+    },
+    Spec {
+        keys: &[MOE, MOE_SHARED, DENSE_LEAD],
+        first: Some(&[NORMS, QKV, GATED]),
+        ..of("deepseek", &[NORMS, QKV, EXPERTS, SHARED])
+    },
+    Spec {
+        keys: &[MOE, MOE_SHARED, DENSE_LEAD],
+        first: Some(&[NORM_BETWEEN, QKV, QKV_B, QK_NORM, GATED]),
+        ..wide("glm4moe", &[NORM_BETWEEN, QKV, QKV_B, QK_NORM, EXPERTS, SHARED, ROUTER_B])
+    },
+    Spec {
+        n_head_kv: N_HEAD,
+        keys: &[MOE, MOE_SHARED, DENSE_LEAD, "expert_gating_func 2"],
+        first: Some(&[NORMS, QKV, QK_NORM, GATED]),
+        ..wide("dots1", &[NORMS, QKV, QK_NORM, EXPERTS, SHARED, ROUTER_B])
+    },
+    Spec {
+        keys: &[MOE, MOE_SHARED, DENSE_LEAD, "expert_gating_func 2, attention.sliding_window 16"],
+        first: Some(&[NORMS, QKV, QK_NORM, GATED]),
+        ..wide("exaone-moe", &[NORMS, QKV, QK_NORM, EXPERTS, SHARED, ROUTER_B])
+    },
+    Spec { keys: &[MOE, "interleave_moe_layer_step 1"], ..wide("llama4", &[NORMS, QKV, EXPERTS, SHARED]) },
 ];
 
 /// Architectures with a norm between a writer and the stream: the rewritten file keeps the direction out of the stream,
@@ -143,4 +241,24 @@ pub const NORMED: &[Spec] = &[
         ..wide("gemma3", &[NORMS, QKV, QK_NORM, NORMS_AFTER, GATED])
     },
     of("olmo2", &[QKV, QK_NORM_WHOLE, NORMS_AFTER, GATED]),
+    wide("glm4", &[NORMS, QKV, QKV_B, NORMS_AFTER, PAIRED]),
+    of("exaone4", &[QKV, QK_NORM, NORMS_AFTER, GATED]),
+    Spec {
+        variant: "experts",
+        keys: &[MOE],
+        ..of("grok", &[NORMS, QKV, "attn_output_norm.weight d, layer_output_norm.weight d", EXPERTS])
+    },
+    Spec {
+        variant: "both",
+        keys: &[MOE],
+        ..of("grok", &[NORMS, QKV, "attn_output_norm.weight d, post_ffw_norm.weight d", GATED, EXPERTS])
+    },
+    Spec {
+        keys: &[MOE, MOE_SHARED, DENSE_LEAD, "expert_gating_func 2, attention.sliding_window 16"],
+        first: Some(&[NORMS, NORMS_AFTER, QKV, QK_NORM, "attn_gate.weight d q", GATED]),
+        ..wide(
+            "afmoe",
+            &[NORMS, NORMS_AFTER, QKV, QK_NORM, "attn_gate.weight d q", EXPERTS, SHARED, ROUTER_B],
+        )
+    },
 ];
