@@ -17,7 +17,7 @@ pub use table::Head;
 use serde::Serialize;
 
 use crate::gguf::{Gguf, GgufError, Value};
-use table::{Spec, TABLE};
+use table::{Spec, TABLE, UNSERVED};
 
 /// What a writer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -155,7 +155,7 @@ pub struct Gap {
 }
 
 /// How an architecture stands to the table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "standing")]
 pub enum Standing {
     /// It is in the table.
@@ -166,11 +166,12 @@ pub enum Standing {
         reason: String,
     },
     /// It is not in the table.
+    #[default]
     Unknown,
 }
 
 /// The writers of a file, and what keeps them from being all of them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Coverage {
     /// `general.architecture`.
     pub architecture: String,
@@ -331,7 +332,10 @@ pub fn tied_embeddings(gguf: &Gguf) -> bool {
 
 fn spec(gguf: &Gguf) -> Result<&'static Spec, ArchError> {
     let arch = gguf.arch()?;
-    place::spec(arch).ok_or_else(|| ArchError::Unknown { arch: arch.into() })
+    place::spec(arch).ok_or_else(|| match UNSERVED.iter().find(|(name, _)| *name == arch) {
+        Some((_, reason)) => ArchError::Unserved { arch: arch.into(), reason: (*reason).into() },
+        None => ArchError::Unknown { arch: arch.into() },
+    })
 }
 
 /// The writers of a model file, and what keeps them from being all of them.

@@ -238,6 +238,7 @@ pub(super) const TABLE: &[Spec] = &[
     arch("qwen2vl", OwnOrTied, DENSE),
     arch("qwen3", OwnOrTied, DENSE),
     arch("qwen3vl", OwnOrTied, DENSE),
+    arch("refact", OwnOrTied, DENSE),
     arch("seed_oss", OwnOrTied, DENSE).reads(POST_IS_PRE),
     arch("smollm3", OwnOrTied, DENSE),
     arch("spark2_5", OwnOrTied, DENSE),
@@ -314,7 +315,6 @@ pub(super) const TABLE: &[Spec] = &[
     arch("minimax-m3", Own, EITHER),
     arch("mistral3", OwnOrTied, EITHER).biases(BOTH),
     arch("mistral4", OwnOrTied, EITHER),
-    arch("refact", OwnOrTied, EITHER),
     arch("step35", Own, EITHER),
     // What the blocks add is scaled first, a bias with it.
     arch("granite", OwnOrTied, EITHER),
