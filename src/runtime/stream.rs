@@ -30,11 +30,14 @@ pub(super) struct Place {
 #[derive(Debug, Default)]
 pub(super) struct Tracker {
     stream: HashSet<*const sys::ggml_tensor>,
+    /// Something was added to the stream since it began.
+    added: bool,
 }
 
 impl Tracker {
     pub(super) fn reset(&mut self) {
         self.stream.clear();
+        self.added = false;
     }
 
     /// Whether the stream has begun: a row of the token embedding was read.
@@ -54,7 +57,9 @@ impl Tracker {
             |s: Option<&sys::ggml_tensor>| s.is_some_and(|s| self.stream.contains(&std::ptr::from_ref(s)));
         let (from_a, from_b) = (has(a), has(b));
         let same_width = a.is_some_and(|a| a.ne[0] == node.ne[0]);
-        let begins_anew = node.op == sys::GGML_OP_MUL
+        // In some files the norm at the end has that name as well.
+        let begins_anew = !self.added
+            && node.op == sys::GGML_OP_MUL
             && b.is_some_and(|b| name(b) == b"token_embd_norm.weight")
             && a.is_some_and(|a| {
                 let is_norm = matches!(a.op, sys::GGML_OP_NORM | sys::GGML_OP_RMS_NORM);
@@ -86,6 +91,7 @@ impl Tracker {
         if on_stream {
             self.stream.insert(t);
         }
+        self.added |= writes && node.op == sys::GGML_OP_ADD;
         let block_output = block.filter(|_| name(node).starts_with(b"l_out-"));
         Place { on_stream, writes, begins_anew, block_output }
     }

@@ -58,8 +58,8 @@ pub struct Spec {
     keys: &'static [&'static str],
     /// Tensors outside the blocks, embedding and output matrix apart.
     outside: &'static [&'static str],
-    /// Tensors of the first block, where it differs.
-    first: Option<&'static [&'static str]>,
+    /// Tensors of the blocks that differ, by their number.
+    except: &'static [(usize, &'static [&'static str])],
     /// Tensors of a block.
     block: &'static [&'static str],
 }
@@ -74,7 +74,7 @@ const fn of(name: &'static str, block: &'static [&'static str]) -> Spec {
         n_head_kv: 2,
         keys: &[],
         outside: &[OUTPUT_NORM],
-        first: None,
+        except: &[],
         block,
     }
 }
@@ -112,9 +112,13 @@ impl Spec {
         let mut kv = vec![("general.architecture".to_owned(), Value::Str(self.name.to_owned()))];
         for entry in common.iter().map(String::as_str).chain(self.keys.iter().copied()).flat_map(entries) {
             let (key, value) = entry.split_once(' ').expect("a key has a value");
+            let array: Vec<&str> = value.split('/').collect();
             let value = match (value.parse::<u32>(), value.parse::<f32>()) {
                 (Ok(v), _) => Value::U32(v),
                 (_, Ok(v)) => Value::F32(v),
+                _ if array.len() == N_BLOCK => {
+                    Value::I32s(array.iter().map(|n| n.parse().expect("a number a block")).collect())
+                }
                 _ => Value::Bool(value.parse().expect("a number, true or false")),
             };
             let key = match key.strip_prefix('/') {
@@ -138,7 +142,8 @@ impl Spec {
         let mut all = vec![tensor("", "token_embd.weight d v")];
         all.extend(self.outside.iter().flat_map(|list| entries(list)).map(|entry| tensor("", entry)));
         for il in 0..N_BLOCK {
-            let lists = self.first.filter(|_| il == 0).unwrap_or(self.block);
+            let lists =
+                self.except.iter().find(|(block, _)| *block == il).map_or(self.block, |other| other.1);
             let prefix = format!("blk.{il}.");
             all.extend(lists.iter().flat_map(|list| entries(list)).map(|entry| tensor(&prefix, entry)));
         }
@@ -186,15 +191,19 @@ fn entries(list: &str) -> impl Iterator<Item = &str> {
 /// Mean and deviation of a tensor's values: outputs about as large as inputs, writers a little smaller.
 fn scale(name: &str, n_in: usize) -> (f32, f32) {
     let matrix = 1.0 / (n_in as f32).sqrt();
-    match name.rsplit('.').nth(1).expect("a tensor's name ends in .weight or .bias") {
-        _ if name.ends_with(".bias") => (0.0, 0.2),
+    let base =
+        name.strip_suffix(".weight").unwrap_or(name).rsplit('.').next().expect("a name has a last part");
+    match base {
+        "bias" => (0.0, 0.2),
         // What a norm gives the stream is to be no larger than what other writers do.
         "post_attention_norm" | "post_ffw_norm" | "attn_output_norm" | "layer_output_norm" => (0.5, 0.15),
-        base if base.ends_with("norm") || base.ends_with("norm_2") => (1.0, 0.2),
+        base if base.ends_with("norm") || base.ends_with("norm_2") || base == "time_mix_ln" => (1.0, 0.2),
         // Some scale it by √n_embd: what the blocks write is to matter beside it nevertheless.
         "token_embd" | "position_embd" => (0.0, 0.3),
         "attn_sinks" => (0.0, 1.0),
-        "attn_output" => (0.0, 0.5 * matrix),
+        "ssm_a" => (-1.0, 0.3),
+        "ssm_d" => (1.0, 0.2),
+        "attn_output" | "ssm_out" | "out_proj" => (0.0, 0.5 * matrix),
         // ggml looks GELU up by f16: an input on the border of two comes out 1/2000 off. Wide and faint is best.
         "ffn_down" | "ffn_down_exps" | "ffn_down_shexp" => (0.0, 0.2 * matrix),
         _ => (0.0, matrix),

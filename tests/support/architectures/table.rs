@@ -47,7 +47,32 @@ const HALF_GATED: &str = "ffn_gate.weight d 96, ffn_up.weight d 96, ffn_down.wei
 const SQUARE_GATED: &str = "ffn_gate.weight d d, ffn_up.weight d d, ffn_down.weight d d";
 const ROUTER_B: &str = "exp_probs_b.bias e";
 
+const SSM_KEYS: &str = "ssm.conv_kernel 4, ssm.inner_size 128, ssm.state_size 16, ssm.time_step_rank 4";
+/// State space of one step size a channel, and of one a head.
+const SSM: &str = "ssm_in.weight d 256, ssm_conv1d.weight 4 128, ssm_conv1d.bias 128, ssm_x.weight 128 36, \
+     ssm_dt.weight 4 128, ssm_dt.bias 128, ssm_a 16 128, ssm_d 128, ssm_out.weight 128 d";
+const SSM_HEADS: &str = "ssm_in.weight d 292, ssm_conv1d.weight 4 160, ssm_conv1d.bias 160, ssm_dt.bias 4, \
+     ssm_a 1 4, ssm_d 1 4, ssm_norm.weight 128 1, ssm_out.weight 128 d";
+const SSM_NORMS: &str = "ssm_dt_norm.weight 4, ssm_b_norm.weight 16, ssm_c_norm.weight 16";
+const CONV: &str = "shortconv.conv.weight 3 d, shortconv.in_proj.weight d 192, shortconv.out_proj.weight d d";
+/// Linear attention with a delta rule.
+const DELTA: &str = "attn_qkv.weight d 128, attn_gate.weight d 64, ssm_conv1d.weight 4 128, ssm_dt.bias 4, ssm_a 4, \
+     ssm_ba.weight d 8, ssm_norm.weight 16, ssm_out.weight 64 d";
+const DELTA_KEYS: &str = "ssm.conv_kernel 4, ssm.inner_size 64, ssm.state_size 16, ssm.time_step_rank 4, \
+     ssm.group_count 2, full_attention_interval 4";
+const QKV_GATED: &str = "attn_q.weight d 256, attn_k.weight d k, attn_v.weight d k, attn_output.weight q d";
+const TIME_MIX: &str = "time_mix_w0.weight d, time_mix_w1.weight d 32, time_mix_w2.weight 32 d, \
+     time_mix_a0.weight d, time_mix_a1.weight d 32, time_mix_a2.weight 32 d, \
+     time_mix_v0.weight d, time_mix_v1.weight d 32, time_mix_v2.weight 32 d, \
+     time_mix_g1.weight d 32, time_mix_g2.weight 32 d, time_mix_lerp_fused.weight d 1 1 6, \
+     time_mix_k_k.weight d, time_mix_k_a.weight d, time_mix_r_k.weight d, time_mix_key.weight d d, \
+     time_mix_value.weight d d, time_mix_receptance.weight d d, time_mix_ln.weight d, time_mix_ln.bias d, \
+     time_mix_output.weight d d";
+const CHANNEL_MIX: &str =
+    "channel_mix_lerp_k.weight d 1 1, channel_mix_key.weight d f, channel_mix_value.weight f d";
+
 const DENSE_LEAD: &str = "leading_dense_block_count 1";
+const SHARED_GATE: &str = "ffn_gate_inp_shexp.weight d";
 const MOE: &str = "expert_count 4, expert_used_count 2, expert_feed_forward_length 192";
 const MOE_SHARED: &str = "expert_shared_count 1, expert_shared_feed_forward_length 192";
 const LATENT_KEYS: &str = "attention.q_lora_rank 32, attention.kv_lora_rank 32, rope.dimension_count 16";
@@ -58,10 +83,7 @@ pub const ADDED: &[Spec] = &[
     Spec { variant: "biases", ..wide("llama", &[NORMS, QKV, QKV_B, OUT_B, GATED, GATE_B, FLAT_B]) },
     Spec { variant: "experts", keys: &[MOE], ..wide("llama", &[NORMS, QKV, OUT_B, EXPERTS]) },
     of("qwen2", &[NORMS, QKV, QKV_B, GATED]),
-    Spec {
-        keys: &[MOE, MOE_SHARED],
-        ..of("qwen2moe", &[NORMS, QKV, QKV_B, EXPERTS, SHARED, "ffn_gate_inp_shexp.weight d"])
-    },
+    Spec { keys: &[MOE, MOE_SHARED], ..of("qwen2moe", &[NORMS, QKV, QKV_B, EXPERTS, SHARED, SHARED_GATE]) },
     wide("qwen3", &[NORMS, QKV, QK_NORM, GATED]),
     Spec { keys: &[MOE], ..wide("qwen3moe", &[NORMS, QKV, QK_NORM, EXPERTS]) },
     Spec { outside: &[OUTPUT_NORM_B, OUTPUT_B], ..of("phi2", &[NORM_B, QKV, QKV_B, OUT_B, FLAT, FLAT_B]) },
@@ -111,7 +133,7 @@ pub const ADDED: &[Spec] = &[
             MOE_SHARED,
             "attention.key_length 32, attention.value_length 16",
         ],
-        first: Some(&[NORMS, LATENT, UNFOLD, GATED]),
+        except: &[(0, &[NORMS, LATENT, UNFOLD, GATED])],
         ..of("deepseek2", &[NORMS, LATENT, UNFOLD, EXPERTS, SHARED])
     },
     Spec {
@@ -125,7 +147,7 @@ pub const ADDED: &[Spec] = &[
             "attention.key_length 48, attention.value_length 32",
             "attention.key_length_mla 32, attention.value_length_mla 16, expert_gating_func 2",
         ],
-        first: Some(&[NORMS, LATENT, UNFOLD_SPLIT, GATED]),
+        except: &[(0, &[NORMS, LATENT, UNFOLD_SPLIT, GATED])],
         ..of("deepseek2", &[NORMS, LATENT, UNFOLD_SPLIT, EXPERTS, SHARED, ROUTER_B])
     },
     Spec {
@@ -206,26 +228,56 @@ pub const ADDED: &[Spec] = &[
     },
     Spec {
         keys: &[MOE, MOE_SHARED, DENSE_LEAD],
-        first: Some(&[NORMS, QKV, GATED]),
+        except: &[(0, &[NORMS, QKV, GATED])],
         ..of("deepseek", &[NORMS, QKV, EXPERTS, SHARED])
     },
     Spec {
         keys: &[MOE, MOE_SHARED, DENSE_LEAD],
-        first: Some(&[NORM_BETWEEN, QKV, QKV_B, QK_NORM, GATED]),
+        except: &[(0, &[NORM_BETWEEN, QKV, QKV_B, QK_NORM, GATED])],
         ..wide("glm4moe", &[NORM_BETWEEN, QKV, QKV_B, QK_NORM, EXPERTS, SHARED, ROUTER_B])
     },
     Spec {
         n_head_kv: N_HEAD,
         keys: &[MOE, MOE_SHARED, DENSE_LEAD, "expert_gating_func 2"],
-        first: Some(&[NORMS, QKV, QK_NORM, GATED]),
+        except: &[(0, &[NORMS, QKV, QK_NORM, GATED])],
         ..wide("dots1", &[NORMS, QKV, QK_NORM, EXPERTS, SHARED, ROUTER_B])
     },
     Spec {
         keys: &[MOE, MOE_SHARED, DENSE_LEAD, "expert_gating_func 2, attention.sliding_window 16"],
-        first: Some(&[NORMS, QKV, QK_NORM, GATED]),
+        except: &[(0, &[NORMS, QKV, QK_NORM, GATED])],
         ..wide("exaone-moe", &[NORMS, QKV, QK_NORM, EXPERTS, SHARED, ROUTER_B])
     },
     Spec { keys: &[MOE, "interleave_moe_layer_step 1"], ..wide("llama4", &[NORMS, QKV, EXPERTS, SHARED]) },
+    Spec { keys: &[SSM_KEYS], ..of("mamba", &[NORM, SSM]) },
+    Spec { keys: &[SSM_KEYS, "ssm.group_count 1"], ..of("mamba2", &[NORM, SSM_HEADS]) },
+    Spec {
+        keys: &[SSM_KEYS, "ssm.group_count 1"],
+        ..wide("falcon-h1", &["attn_norm.weight d, ffn_norm d", SSM_HEADS, QKV, GATED, GATE_B, FLAT_B])
+    },
+    Spec {
+        keys: &[SSM_KEYS, "attention.head_count_kv 0/2/0/2"],
+        except: &[(0, &[NORMS, SSM, SSM_NORMS, GATED]), (2, &[NORMS, SSM, SSM_NORMS, GATED])],
+        ..of("jamba", &[NORMS, QKV, GATED])
+    },
+    Spec {
+        keys: &[
+            SSM_KEYS,
+            "ssm.group_count 1, attention.head_count_kv 0/2/0/2, residual_scale 0.7, logit_scale 2.0",
+        ],
+        except: &[(0, &[NORMS, SSM_HEADS, GATED]), (2, &[NORMS, SSM_HEADS, GATED])],
+        ..of("granitehybrid", &[NORMS, QKV, GATED])
+    },
+    Spec {
+        outside: &["token_embd_norm.weight d"],
+        keys: &["shortconv.l_cache 3, attention.head_count_kv 0/2/0/2, leading_dense_block_count 4"],
+        except: &[(0, &[NORMS, CONV, GATED]), (2, &[NORMS, CONV, GATED])],
+        ..of("lfm2", &[NORMS, QKV, QK_NORM, GATED])
+    },
+    Spec {
+        keys: &[DELTA_KEYS, MOE, MOE_SHARED],
+        except: &[(3, &[NORM_BETWEEN, QKV_GATED, QK_NORM, EXPERTS, SHARED, SHARED_GATE])],
+        ..wide("qwen3next", &[NORM_BETWEEN, DELTA, EXPERTS, SHARED, SHARED_GATE])
+    },
 ];
 
 /// Architectures with a norm between a writer and the stream: the rewritten file keeps the direction out of the stream,
@@ -255,10 +307,19 @@ pub const NORMED: &[Spec] = &[
     },
     Spec {
         keys: &[MOE, MOE_SHARED, DENSE_LEAD, "expert_gating_func 2, attention.sliding_window 16"],
-        first: Some(&[NORMS, NORMS_AFTER, QKV, QK_NORM, "attn_gate.weight d q", GATED]),
+        except: &[(0, &[NORMS, NORMS_AFTER, QKV, QK_NORM, "attn_gate.weight d q", GATED])],
         ..wide(
             "afmoe",
             &[NORMS, NORMS_AFTER, QKV, QK_NORM, "attn_gate.weight d q", EXPERTS, SHARED, ROUTER_B],
         )
+    },
+    Spec {
+        outside: &[OUTPUT_NORM_B, EMBEDDING_NORM],
+        // Smaller heads leave ggml's kernel with values it never wrote.
+        keys: &[
+            "wkv.head_size 64, attention.decay_lora_rank 32, attention.iclr_lora_rank 32",
+            "attention.value_residual_mix_lora_rank 32, attention.gate_lora_rank 32",
+        ],
+        ..classic("rwkv7", &[NORM_B, "attn_norm_2.weight d, attn_norm_2.bias d", TIME_MIX, CHANNEL_MIX])
     },
 ];
