@@ -16,7 +16,8 @@ use ggsteer::runtime::{
 
 mod support;
 
-use support::architectures::{ADDED, Head, N_BLOCK, N_EMBD, NORMED, Spec};
+use support::architectures::table::{ADDED, NORMED};
+use support::architectures::{Head, N_BLOCK, N_EMBD, Spec};
 use support::tiny::{project_out, unit};
 
 /// Largest difference of an element, as a part of the largest element; and of |r·x| as a part of ‖x‖.

@@ -12,14 +12,13 @@
 //! | w | query, key and value in one, q + 2 k | n, m | query heads, key heads |
 //! | v | vocabulary | h | one head |
 
-mod table;
+pub mod table;
 
 use std::io;
 use std::path::Path;
 
 use super::tiny::{self, N_VOCAB, Random, Tensor};
 use super::writer::{self, Info, Type, Value};
-pub use table::{ADDED, NORMED};
 use table::{OUTPUT_NORM, OUTPUT_NORM_B};
 
 /// Width of the residual stream of every model here.

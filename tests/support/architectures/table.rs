@@ -56,8 +56,8 @@ const SSM_HEADS: &str = "ssm_in.weight d 292, ssm_conv1d.weight 4 160, ssm_conv1
 const SSM_NORMS: &str = "ssm_dt_norm.weight 4, ssm_b_norm.weight 16, ssm_c_norm.weight 16";
 const CONV: &str = "shortconv.conv.weight 3 d, shortconv.in_proj.weight d 192, shortconv.out_proj.weight d d";
 /// Linear attention with a delta rule.
-const DELTA: &str = "attn_qkv.weight d 128, attn_gate.weight d 64, ssm_conv1d.weight 4 128, ssm_dt.bias 4, ssm_a 4, \
-     ssm_ba.weight d 8, ssm_norm.weight 16, ssm_out.weight 64 d";
+const DELTA: &str = "attn_qkv.weight d 128, attn_gate.weight d 64, ssm_conv1d.weight 4 128, ssm_dt.bias 4, \
+     ssm_a 4, ssm_ba.weight d 8, ssm_norm.weight 16, ssm_out.weight 64 d";
 const DELTA_KEYS: &str = "ssm.conv_kernel 4, ssm.inner_size 64, ssm.state_size 16, ssm.time_step_rank 4, \
      ssm.group_count 2, full_attention_interval 4";
 const QKV_GATED: &str = "attn_q.weight d 256, attn_k.weight d k, attn_v.weight d k, attn_output.weight q d";
@@ -164,7 +164,8 @@ pub const ADDED: &[Spec] = &[
         head: Head::Tied,
         n_head_kv: N_HEAD,
         keys: &[
-            "attention.kv_lora_rank 32, rope.dimension_count 16, attention.key_length 32, attention.value_length 16",
+            "attention.kv_lora_rank 32, rope.dimension_count 16",
+            "attention.key_length 32, attention.value_length 16",
         ],
         ..of("plm", &[NORMS, "attn_q.weight d 128", LATENT_KV, UNFOLD, FLAT])
     },
