@@ -104,14 +104,11 @@ fn edit(
     out: &mut dyn Write,
 ) -> Result<TensorReport, RewriteError> {
     let writer = &planned.writer;
-    let through;
-    let basis = match &writer.norm_after {
-        None => basis,
-        Some(norm) => {
-            through = through_norm(basis, &norm_weights(file, norm)?, writer.norm_centred);
-            &through
-        }
-    };
+    let mut through = basis.clone();
+    for norm in writer.norms() {
+        through = through_norm(&through, &norm_weights(file, norm)?, writer.norm_centred);
+    }
+    let basis = &through;
     let data = file.tensor_data(info);
     let (n, rows) = (info.ne[0] as usize, info.rows() as usize);
     let rows_per_slice = if writer.axis == Axis::Output { info.ne[1] as usize } else { rows };

@@ -384,7 +384,7 @@ pub fn big(path: &Path, spec: &Spec, ty: Type) -> io::Result<()> {
 }
 
 /// The tokenizer's metadata: GPT-2's byte-level BPE with 256 bytes, [`MERGES`] and [`SPECIAL`].
-fn tokenizer() -> Vec<(String, Value)> {
+pub fn tokenizer() -> Vec<(String, Value)> {
     let mut tokens: Vec<String> = (0..=255).map(|b| byte_char(b).to_string()).collect();
     tokens.extend(MERGES.iter().map(|(a, b)| format!("{a}{b}")));
     tokens.extend(SPECIAL.map(str::to_owned));
