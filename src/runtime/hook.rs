@@ -424,9 +424,10 @@ impl Hook {
                 let at = used * ids.nb[0] + i * ids.nb[1];
                 let id = chosen[at..].first_chunk().map_or(-1, |b| i32::from_ne_bytes(*b));
                 let experts = weight.ne[2] as usize;
-                let expert = usize::try_from(id).ok().filter(|&e| e < experts).ok_or_else(|| {
-                    HookError::Expert { node: text(input), token, found: id, experts }
-                })?;
+                let expert = usize::try_from(id)
+                    .ok()
+                    .filter(|&e| e < experts)
+                    .ok_or_else(|| HookError::Expert { node: text(input), token, found: id, experts })?;
                 // One row for all experts where they share their input.
                 let row = &slots[used % n_slots * n_in..][..n_in];
                 // SAFETY: `Session::decode` keeps the sink alive and untouched until llama_decode returns.

@@ -316,9 +316,11 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
-    /// Tokens of a job that its last decode takes: all, or the outputs alone where the prompt outgrows a batch.
+    /// Tokens of a job that its last decode takes: all, or as many of the outputs as fit where the prompt outgrows a
+    /// batch.
     pub(super) fn tail(&self, job: &Job<'_>) -> usize {
-        if job.tokens.len() <= self.options.n_batch { job.tokens.len() } else { job.n_out.max(1) }
+        let n_batch = self.options.n_batch;
+        if job.tokens.len() <= n_batch { job.tokens.len() } else { job.n_out.clamp(1, n_batch) }
     }
 
     /// Decodes what stands before the job's tail, in batches of its own; returns where the tail starts.
@@ -328,19 +330,18 @@ impl<'m> Session<'m> {
         job: &Job<'_>,
         mut capture: Option<(&CapturePlan, &mut HeadSink<'_>)>,
     ) -> Result<usize, Error> {
-        let tail = self.tail(job);
-        if tail > self.options.n_batch {
-            return Err(Error::TooLong { what: "outputs".into(), found: tail, room: self.options.n_batch });
-        }
-        let head = job.tokens.len() - tail;
+        let n_tokens = job.tokens.len();
+        let head = n_tokens - self.tail(job);
         for start in (0..head).step_by(self.options.n_batch) {
-            let tokens = &job.tokens[start..head.min(start + self.options.n_batch)];
+            let end = head.min(start + self.options.n_batch);
+            let tokens = &job.tokens[start..end];
+            let outputs = Outputs::Last((end + job.n_out).saturating_sub(n_tokens));
             let intervention = job.intervention.clone();
-            let item = Item { seq, start, tokens, prompt: true, outputs: Outputs::None, intervention };
+            let item = Item { seq, start, tokens, prompt: true, outputs, intervention };
             match &mut capture {
                 None => self.decode(&[item], None)?,
                 Some((plan, sink)) => {
-                    let first = start as i32 - job.tokens.len() as i32;
+                    let first = start as i32 - n_tokens as i32;
                     let mut at = |row: super::Captured<'_>| sink(first + row.token as i32, row);
                     self.decode(&[item], Some((plan, &mut at)))?;
                 }
