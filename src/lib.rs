@@ -24,6 +24,7 @@ pub mod intervention;
 pub mod output;
 pub mod prompts;
 pub mod quant;
+pub mod random;
 pub mod rewrite;
 pub mod runtime;
 pub mod select;

@@ -10,8 +10,8 @@ use ggsteer::evaluate::run::{Answer, Evaluation, Options};
 use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::{PromptSet, overlap};
+use ggsteer::random::SplitMix64;
 use ggsteer::runtime::quantize;
-use ggsteer::runtime::sampling::SplitMix64;
 use serde::Serialize;
 
 use super::abliterate::{find, prove};
