@@ -57,7 +57,7 @@ pub fn collect(
     origin: Origin,
     step: &mut dyn FnMut(),
 ) -> Result<Calibration, CalibrationError> {
-    let n_out = outputs(session.model().n_vocab());
+    let seen = outputs(session.model().n_vocab());
     let prompts: Vec<&Prompt> = sets.into_iter().flatten().collect();
     let mut sequences: Vec<Vec<Token>> = prompts.iter().map(|p| p.tokens.clone()).collect();
     if options.generated > 0 {
@@ -70,8 +70,15 @@ pub fn collect(
     }
     let (first, second) = sequences.split_at(sets[0].len());
     let mut collector = Collector::new(targets, [first, second], options);
-    let jobs: Vec<Job<'_>> = (sequences.iter())
-        .map(|tokens| Job { tokens, n_out: n_out(tokens.len()), intervention: intervention.cloned() })
+    let jobs: Vec<Job<'_>> = (sequences.iter().zip(&prompts))
+        .map(|(tokens, prompt)| {
+            let from_prompt_end = tokens.len() + 1 - prompt.tokens.len();
+            Job {
+                tokens,
+                n_out: seen(tokens.len()).max(from_prompt_end),
+                intervention: intervention.cloned(),
+            }
+        })
         .collect();
     let plan = collector.plan();
     let mut sink = |job: usize, position: i32, site: Site<'_>, row: &[f32]| {
@@ -81,11 +88,11 @@ pub fn collect(
     collector.finish(Origin { seed: options.seed, generated: options.generated, ..origin })
 }
 
-/// How many tokens at the end of a sequence have their logits computed, so that the last block's writers are seen
-/// there: all of them with an ordinary vocabulary, fewer with one so large that logits would cost more than the model.
-/// What the last block writes at earlier tokens reaches no logits anyone wants.
+/// How many tokens at the end of a prompt have their logits computed, so that the last block's writers are seen there:
+/// all of them with a small vocabulary, fewer where logits would cost a good part of the run and of its memory. What
+/// the last block writes at earlier tokens reaches no logits that anyone wants.
 pub(crate) fn outputs(n_vocab: usize) -> impl Fn(usize) -> usize {
-    const ALL: usize = 1 << 16;
+    const ALL: usize = 1 << 14;
     move |n_tokens| (n_tokens * ALL).div_ceil(n_vocab.max(ALL)).max(1)
 }
 
@@ -204,7 +211,7 @@ impl<'a> Collector<'a> {
         if let Some(at) = reservoir.place(key, self.end) {
             self.bytes.clear();
             self.bytes.extend(row.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()));
-            self.store.write(at, &self.bytes).map_err(CalibrationError::Store)?;
+            self.store.write(at, &self.bytes)?;
             self.end = self.end.max(at + (n_in * WIDTH) as u64);
         }
         Ok(())
@@ -227,7 +234,7 @@ impl<'a> Collector<'a> {
                 count: s.count,
             });
             let slices = slices.collect();
-            let inputs = Inputs { n_in: target.n_in, slices, store: Some(Arc::clone(&store)) };
+            let inputs = Inputs { n_in: target.n_in, slices, store: Arc::clone(&store) };
             (target.tensor.clone(), inputs)
         });
         let inputs = inputs.collect();
@@ -277,9 +284,9 @@ mod tests {
     }
 
     #[test]
-    fn outputs_are_all_tokens_but_with_huge_vocabularies() {
-        assert_eq!([1, 40, 512].map(outputs(32_000)), [1, 40, 512]);
-        assert_eq!([1, 40, 512].map(outputs(262_144)), [1, 10, 128]);
+    fn outputs_are_all_tokens_but_with_large_vocabularies() {
+        assert_eq!([1, 40, 512].map(outputs(16_384)), [1, 40, 512]);
+        assert_eq!([1, 40, 512].map(outputs(131_072)), [1, 5, 64]);
     }
 
     #[test]

@@ -9,58 +9,23 @@
 #![forbid(unsafe_code)]
 
 mod collect;
+mod error;
+mod file;
+mod fit;
+mod imatrix;
 mod sample;
 
 pub use collect::{Collector, Options, collect, default_rows};
+pub use error::CalibrationError;
+pub use fit::{Fit, Thin, Whose};
+pub use imatrix::Imatrix;
 
-use std::collections::HashMap;
-use std::io;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use crate::arch::{Axis, Writer};
 use crate::direction::Provenance;
 use crate::gguf::Gguf;
-use crate::runtime;
-
-/// Why calibration inputs cannot be collected or used.
-#[derive(Debug, thiserror::Error)]
-pub enum CalibrationError {
-    /// The model could not be run.
-    #[error(transparent)]
-    Run(#[from] runtime::Error),
-    /// An activation that is NaN, infinite, or beyond bfloat16.
-    #[error(
-        "input of {tensor:?} at token {token} of prompt {prompt}: not a number, or too large; the model's weights \
-         are broken"
-    )]
-    NotFinite {
-        /// The writer.
-        tensor: String,
-        /// 0-based index of the prompt, the harmful ones first.
-        prompt: usize,
-        /// 0-based token.
-        token: usize,
-    },
-    /// A row of another width, or for a slice that the tensor does not have.
-    #[error(
-        "input of {tensor:?}: {found} elements for slice {slice}, expected {n_in} for one of {n_slices} slices"
-    )]
-    Row {
-        /// The writer.
-        tensor: String,
-        /// Elements of the row.
-        found: usize,
-        /// The slice it was for.
-        slice: usize,
-        /// Elements expected.
-        n_in: usize,
-        /// Slices there are.
-        n_slices: usize,
-    },
-    /// The sampled rows could not be stored or read back.
-    #[error("sampled activations: {0} (temporary files go to TMPDIR)")]
-    Store(io::Error),
-}
 
 /// A tensor whose inputs are wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,7 +66,7 @@ pub struct Origin {
 /// The inputs of a model's writers.
 #[derive(Debug)]
 pub struct Calibration {
-    inputs: HashMap<String, Inputs>,
+    inputs: BTreeMap<String, Inputs>,
     origin: Origin,
 }
 
@@ -110,6 +75,11 @@ impl Calibration {
     #[must_use]
     pub fn inputs(&self, tensor: &str) -> Option<&Inputs> {
         self.inputs.get(tensor)
+    }
+
+    /// The tensors whose inputs these are.
+    pub fn tensors(&self) -> impl Iterator<Item = &str> {
+        self.inputs.keys().map(String::as_str)
     }
 
     /// Where they come from.
@@ -124,8 +94,7 @@ impl Calibration {
 pub struct Inputs {
     n_in: usize,
     slices: Vec<Slice>,
-    /// None where only the mean squares are known.
-    store: Option<Arc<Mutex<sample::Store>>>,
+    store: Arc<Mutex<sample::Store>>,
 }
 
 /// The inputs of one slice.
@@ -149,6 +118,12 @@ impl Inputs {
     #[must_use]
     pub fn n_slices(&self) -> usize {
         self.slices.len()
+    }
+
+    /// Whether there are rows to fit on at all; an imatrix has none.
+    #[must_use]
+    pub fn has_rows(&self) -> bool {
+        self.slices.iter().any(|s| !s.fit.is_empty())
     }
 
     /// Sampled rows to fit on; 0 where only the mean squares are known, or for an expert that was never chosen.
@@ -192,7 +167,6 @@ impl Inputs {
     }
 
     fn read(&self, offsets: &[u64]) -> Result<Vec<f32>, CalibrationError> {
-        let Some(store) = &self.store else { return Ok(Vec::new()) };
-        sample::read_rows(store, offsets, self.n_in).map_err(CalibrationError::Store)
+        Ok(sample::read_rows(&self.store, offsets, self.n_in)?)
     }
 }

@@ -7,49 +7,82 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BinaryHeap;
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::{Mutex, PoisonError};
 
 use half::bf16;
 use tempfile::SpooledTempFile;
 
-use crate::runtime::sampling::SplitMix64;
+use crate::random::SplitMix64;
 
 /// Bytes of one stored element.
 pub(super) const WIDTH: usize = 2;
 
-/// Where rows lie: in memory, or past a bound in an unnamed temporary file.
+/// Where rows lie.
 #[derive(Debug)]
-pub(super) struct Store(SpooledTempFile);
+pub(super) enum Store {
+    /// Collected: in memory, or past a bound in an unnamed temporary file.
+    Spool(SpooledTempFile),
+    /// A calibration file, read through its handle: a map would count what was read as memory of the process.
+    File(File),
+}
 
 impl Store {
     /// An empty store that takes at most so many bytes of memory.
     pub(super) fn spool(memory: usize) -> Self {
-        Self(SpooledTempFile::new(memory))
+        Self::Spool(SpooledTempFile::new(memory))
     }
 
     /// Writes a row at `offset`.
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.seek(SeekFrom::Start(offset))?;
-        self.0.write_all(bytes)
+        let Self::Spool(file) = self else { return Err(io::ErrorKind::PermissionDenied.into()) };
+        file.seek(SeekFrom::Start(offset))?;
+        file.write_all(bytes)
     }
 
     /// Reads what lies at `offset`.
     pub(super) fn read(&mut self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-        self.0.seek(SeekFrom::Start(offset))?;
-        self.0.read_exact(bytes)
+        let file: &mut dyn ReadSeek = match self {
+            Self::Spool(file) => file,
+            Self::File(file) => file,
+        };
+        file.seek(SeekFrom::Start(offset))?;
+        file.read_exact(bytes)
     }
+}
+
+trait ReadSeek: Read + Seek {}
+impl<T: Read + Seek> ReadSeek for T {}
+
+/// Hands out the rows of `n` elements that lie at `offsets`, one after the other, as they are stored.
+pub(super) fn each_row<E: From<io::Error>>(
+    store: &Mutex<Store>,
+    offsets: &[u64],
+    n: usize,
+    take: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut bytes = vec![0; n * WIDTH];
+    for &offset in offsets {
+        store.read(offset, &mut bytes)?;
+        take(&bytes)?;
+    }
+    Ok(())
+}
+
+/// The elements of a stored row.
+pub(super) fn elements(bytes: &[u8]) -> impl Iterator<Item = f32> {
+    bytes.as_chunks::<WIDTH>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())
 }
 
 /// Reads the rows of `n` elements that lie at `offsets`, one after the other.
 pub(super) fn read_rows(store: &Mutex<Store>, offsets: &[u64], n: usize) -> io::Result<Vec<f32>> {
-    let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut bytes = vec![0; n * WIDTH];
     let mut rows = Vec::with_capacity(offsets.len() * n);
-    for &offset in offsets {
-        store.read(offset, &mut bytes)?;
-        rows.extend(bytes.as_chunks::<WIDTH>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()));
-    }
+    each_row(store, offsets, n, &mut |bytes| {
+        rows.extend(elements(bytes));
+        io::Result::Ok(())
+    })?;
     Ok(rows)
 }
 
