@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use llama_cpp_sys_2 as sys;
 
+use super::rows::{self, RowsMut, text};
 use super::stream::{Place, Tracker, name};
 use crate::intervention::{Intervention, Positions, dot};
 
@@ -411,23 +412,21 @@ impl Hook {
         let (weight, input, ids) = unsafe { (&*(*t).src[0], &*(*t).src[1], &*(*t).src[2]) };
         // ne: weight [n_in, n_out, n_expert], input [n_in, n_used or 1, n_tokens], ids [n_used, n_tokens].
         let (n_in, n_slots, n_used) = (input.ne[0] as usize, input.ne[1] as usize, ids.ne[0] as usize);
+        let experts = weight.ne[2] as usize;
         let rows = self.index(input, input.ne[2])?;
-        let mut chosen = vec![0u8; 0];
         // SAFETY: passed on from the caller.
-        unsafe { bytes_of(ids, &mut chosen) }?;
+        let chosen = unsafe { rows::ids(ids) }?;
         let mut buffer = std::mem::take(&mut self.buffer);
         // SAFETY: passed on from the caller.
         let mut data = unsafe { RowsMut::of(std::ptr::from_ref(input).cast_mut(), &mut buffer) }?;
-        for (i, slots) in data.rows().chunks_exact(n_in * n_slots).enumerate() {
+        for (i, (slots, ids)) in
+            data.rows().chunks_exact(n_in * n_slots).zip(chosen.chunks_exact(n_used)).enumerate()
+        {
             let token = self.token(&rows, i);
-            for used in 0..n_used {
-                let at = used * ids.nb[0] + i * ids.nb[1];
-                let id = chosen[at..].first_chunk().map_or(-1, |b| i32::from_ne_bytes(*b));
-                let experts = weight.ne[2] as usize;
-                let expert = usize::try_from(id)
-                    .ok()
-                    .filter(|&e| e < experts)
-                    .ok_or_else(|| HookError::Expert { node: text(input), token, found: id, experts })?;
+            for (used, &found) in ids.iter().enumerate() {
+                let expert = usize::try_from(found).ok().filter(|&expert| expert < experts);
+                let expert =
+                    expert.ok_or_else(|| HookError::Expert { node: text(input), token, found, experts })?;
                 // One row for all experts where they share their input.
                 let row = &slots[used % n_slots * n_in..][..n_in];
                 // SAFETY: `Session::decode` keeps the sink alive and untouched until llama_decode returns.
@@ -442,79 +441,6 @@ impl Hook {
 enum RowIndex {
     All,
     Outputs,
-}
-
-/// The rows of an f32 tensor: its own memory where the host can reach it, a copy to write back where not.
-struct RowsMut<'a> {
-    t: *mut sys::ggml_tensor,
-    rows: &'a mut [f32],
-    copied: bool,
-}
-
-impl<'a> RowsMut<'a> {
-    /// # Safety
-    /// `t` is live, computed, synchronised, and not otherwise accessed while this lives.
-    unsafe fn of(t: *mut sys::ggml_tensor, buffer: &'a mut Vec<f32>) -> Result<Self, HookError> {
-        // SAFETY: the caller vouches for `t`.
-        let node = unsafe { &*t };
-        // SAFETY: `t` is live.
-        let plain = node.type_ == sys::GGML_TYPE_F32 && unsafe { sys::ggml_is_contiguous(t) };
-        if !plain || node.buffer.is_null() {
-            let found = format!("type {} with strides {:?}", node.type_, node.nb);
-            return Err(HookError::Layout { node: text(node), found });
-        }
-        let n = node.ne.iter().product::<i64>() as usize;
-        if n == 0 {
-            // A block cut to no outputs at all; its data may be no pointer.
-            return Ok(Self { t, rows: &mut [], copied: false });
-        }
-        // SAFETY: the buffer is not null.
-        if unsafe { sys::ggml_backend_buffer_is_host(node.buffer) } {
-            // SAFETY: a contiguous f32 tensor in host memory has `n` elements at `data`, and nobody else uses them now.
-            let rows = unsafe { std::slice::from_raw_parts_mut(node.data.cast::<f32>(), n) };
-            return Ok(Self { t, rows, copied: false });
-        }
-        buffer.resize(n, 0.0);
-        // SAFETY: `buffer` holds the `n` floats that the tensor has.
-        unsafe { sys::ggml_backend_tensor_get(t, buffer.as_mut_ptr().cast(), 0, n * 4) };
-        Ok(Self { t, rows: &mut buffer[..n], copied: true })
-    }
-
-    fn rows(&mut self) -> &mut [f32] {
-        self.rows
-    }
-
-    fn write_back(&mut self) {
-        if self.copied {
-            // SAFETY: as many bytes as were read from the tensor in `of`.
-            unsafe {
-                sys::ggml_backend_tensor_set(self.t, self.rows.as_ptr().cast(), 0, size_of_val(self.rows));
-            }
-        }
-    }
-}
-
-/// The bytes that a tensor of i32 spans, gaps between its rows included.
-///
-/// # Safety
-/// `t` is live, computed and synchronised.
-unsafe fn bytes_of(t: &sys::ggml_tensor, bytes: &mut Vec<u8>) -> Result<(), HookError> {
-    if t.type_ != sys::GGML_TYPE_I32 || t.buffer.is_null() {
-        let found = format!("type {} with strides {:?}", t.type_, t.nb);
-        return Err(HookError::Layout { node: text(t), found });
-    }
-    // SAFETY: `t` is live; `bytes` is made as long as what is read.
-    unsafe {
-        bytes.resize(sys::ggml_nbytes(t), 0);
-        if !bytes.is_empty() {
-            sys::ggml_backend_tensor_get(t, bytes.as_mut_ptr().cast(), 0, bytes.len());
-        }
-    }
-    Ok(())
-}
-
-fn text(t: &sys::ggml_tensor) -> String {
-    String::from_utf8_lossy(name(t)).into_owned()
 }
 
 /// The callback that llama.cpp calls; `user_data` is the session's [`Hook`].
