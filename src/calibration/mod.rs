@@ -15,6 +15,7 @@ mod fit;
 mod imatrix;
 mod sample;
 
+pub(crate) use collect::outputs;
 pub use collect::{Collector, Options, collect, default_rows};
 pub use error::CalibrationError;
 pub use fit::{Fit, Thin, Whose};
