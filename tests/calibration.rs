@@ -6,7 +6,8 @@ use std::sync::Arc;
 use ggsteer::calibration::{Calibration, Options, Origin, Target, collect};
 use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
-use ggsteer::runtime::{Model, ModelOptions, Prompt, Session, SessionOptions};
+use ggsteer::runtime::sampling::Sampler;
+use ggsteer::runtime::{GenerateOptions, Job, Model, ModelOptions, Prompt, Session, SessionOptions, Token};
 
 mod support;
 
@@ -56,26 +57,31 @@ fn run(
     collect(session, [&a, &b], targets, intervention, options, Origin::default(), &mut || ()).unwrap()
 }
 
-/// What the writers of one block are given at every fitted and every held-out token.
+fn ids(prompt: &Prompt) -> Vec<i32> {
+    prompt.tokens.iter().map(|t| t.0).collect()
+}
+
+/// The sequences that are fitted on: all but the fifth of each set.
+fn fitted(model: &Model) -> Vec<Vec<i32>> {
+    let sets = sets(model);
+    sets.iter().flat_map(|set| set.iter().enumerate()).filter(|(i, _)| *i != 4).map(|(_, p)| ids(p)).collect()
+}
+
+/// What a writer is given at every fitted and every held-out token.
 fn oracle(made: &Made, tensor: &str, edit: Edit<'_>) -> [Rows; 2] {
     let block: usize = tensor.split('.').nth(1).unwrap().parse().unwrap();
-    let mut rows = [Rows::new(), Rows::new()];
-    let sets = sets(&made.model);
-    let fitted: Vec<&Prompt> =
-        sets.iter().flat_map(|s| s.iter().enumerate()).filter(|p| p.0 != 4).map(|p| p.1).collect();
-    for (i, prompt) in sets.iter().flat_map(|set| set.iter().enumerate()) {
-        let ids: Vec<i32> = prompt.tokens.iter().map(|t| t.0).collect();
-        let trace = forward(&made.tiny, &ids, edit);
-        let all = if tensor.contains("attn_output") { &trace.attn_output_in } else { &trace.ffn_down_in };
-        if i == 4 {
-            let shared =
-                |f: &&Prompt| f.tokens.iter().zip(&prompt.tokens).take_while(|(a, b)| a == b).count();
-            rows[1].extend_from_slice(&all[block][fitted.iter().map(shared).max().unwrap()..]);
-        } else {
-            rows[0].extend_from_slice(&all[block]);
-        }
-    }
-    rows
+    let given = |ids: &[i32]| {
+        let trace = forward(&made.tiny, ids, edit);
+        let all = if tensor.contains("attn_output") { trace.attn_output_in } else { trace.ffn_down_in };
+        all[block].clone()
+    };
+    let fitted = fitted(&made.model);
+    let held_out = sets(&made.model).map(|set| {
+        let held_out = ids(&set[4]);
+        let shared = |f: &Vec<i32>| f.iter().zip(&held_out).take_while(|(a, b)| a == b).count();
+        given(&held_out)[fitted.iter().map(shared).max().unwrap()..].to_vec()
+    });
+    [fitted.iter().flat_map(|ids| given(ids)).collect(), held_out.concat()]
 }
 
 /// Whether both hold the same rows in any order, to within bfloat16.
@@ -123,6 +129,36 @@ fn collected_inputs_are_those_of_a_plain_forward_pass_at_every_token() {
 }
 
 #[test]
+fn what_experts_are_given_goes_to_their_slices() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = make(Spec { experts: (6, 2), n_ff: 96, ..Spec::new(Arch::Llama) }, folder.path());
+    let r = unit(64, 3);
+    let ablation = Arc::new(Intervention::ablate(&[&r]).unwrap());
+    for (intervention, edit) in
+        [(None, Edit::default()), (Some(&ablation), Edit { ablate: Some(&r), add: None })]
+    {
+        let calibration =
+            run(&mut session(&made.model, 64, 1), &made.targets, intervention, &Options::default());
+        let expected: Vec<_> = fitted(&made.model).iter().map(|ids| forward(&made.tiny, ids, edit)).collect();
+        for target in made.targets.iter().filter(|t| t.tensor.contains("exps")) {
+            let inputs = calibration.inputs(&target.tensor).unwrap();
+            assert_eq!((target.n_in, target.n_slices, inputs.n_slices()), (96, 6, 6));
+            let block: usize = target.tensor.split('.').nth(1).unwrap().parse().unwrap();
+            for expert in 0..6 {
+                let rows: Rows =
+                    (expected.iter().flat_map(|trace| trace.ffn_down_exps_in[block].iter().flatten()))
+                        .filter(|(e, _)| *e == expert)
+                        .map(|(_, row)| row.clone())
+                        .collect();
+                let what = format!("{} of expert {expert}", target.tensor);
+                assert_eq!(inputs.count(expert), rows.len() as u64, "{what}");
+                assert_same_rows(&inputs.fit(expert).unwrap(), &rows, &what);
+            }
+        }
+    }
+}
+
+#[test]
 fn the_sample_does_not_depend_on_the_batch_or_the_threads() {
     let folder = tempfile::tempdir().unwrap();
     let made = make(Spec::new(Arch::Llama), folder.path());
@@ -150,4 +186,52 @@ fn the_sample_does_not_depend_on_the_batch_or_the_threads() {
             }
         }
     }
+}
+
+#[test]
+fn answers_are_sampled_behind_their_prompts() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = make(Spec::new(Arch::Qwen2), folder.path());
+    let mut session = session(&made.model, 128, 1);
+    let r = unit(64, 3);
+    let ablation = Arc::new(Intervention::ablate(&[&r]).unwrap());
+    let options = Options { generated: 6, ..Options::default() };
+    let calibration = run(&mut session, &made.targets, Some(&ablation), &options);
+
+    let prompts = fitted(&made.model);
+    let tokens: Vec<Vec<Token>> =
+        prompts.iter().map(|ids| ids.iter().map(|&id| Token(id)).collect()).collect();
+    let jobs: Vec<Job<'_>> = (tokens.iter())
+        .map(|tokens| Job { tokens, n_out: 1, intervention: Some(Arc::clone(&ablation)) })
+        .collect();
+    let generate = GenerateOptions { max_tokens: 6, sampler: Sampler::greedy() };
+    let answers = session.generate(&jobs, &generate, &mut |_, _| (), &mut |_, _| ()).unwrap();
+    assert!(answers.iter().any(|a| a.tokens.len() == 6), "there is something behind the prompts");
+    let mut expected = [Rows::new(), Rows::new()];
+    for (mut ids, answer) in prompts.into_iter().zip(answers) {
+        ids.extend(answer.tokens.iter().map(|t| t.0));
+        let trace = forward(&made.tiny, &ids, Edit { ablate: Some(&r), add: None });
+        expected[0].extend_from_slice(&trace.attn_output_in[2]);
+        expected[1].extend_from_slice(&trace.ffn_down_in[2]);
+    }
+    for (name, rows) in ["blk.2.attn_output.weight", "blk.2.ffn_down.weight"].into_iter().zip(&expected) {
+        assert_same_rows(&calibration.inputs(name).unwrap().fit(0).unwrap(), rows, name);
+    }
+}
+
+#[test]
+fn another_seed_takes_other_rows_of_the_same_prompts() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = make(Spec::new(Arch::Llama), folder.path());
+    let mut session = session(&made.model, 256, 1);
+    let options = Options { rows: Some(12), ..Options::default() };
+    let name = "blk.1.ffn_down.weight";
+    let [a, b] = [1, 2].map(|seed| {
+        let calibration = run(&mut session, &made.targets, None, &Options { seed, ..options.clone() });
+        assert_eq!(calibration.origin().seed, seed);
+        let inputs = calibration.inputs(name).unwrap();
+        (inputs.mean_square(0).to_vec(), inputs.fit(0).unwrap())
+    });
+    assert_eq!(a.0, b.0, "the moments are over all rows");
+    assert_ne!(a.1, b.1);
 }

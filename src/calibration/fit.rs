@@ -151,13 +151,14 @@ impl Fit {
         }
         if let Some(thinnest) = self.thin.iter().min_by_key(|thin| thin.rows) {
             warnings.push(format!(
-                "{} inputs have few sampled rows for their width, the fewest {thinnest}; calibrate with more prompts",
+                "few sampled rows for the width of {} of the inputs, the fewest for {thinnest}; calibrate with more \
+                 prompts",
                 self.thin.len(),
             ));
         }
         if self.unmeasured > 0 {
             warnings.push(format!(
-                "{} tensors have no held-out rows, so nothing is measured on inputs there",
+                "no held-out rows for {} of the tensors, so nothing is measured on inputs there",
                 self.unmeasured
             ));
         }

@@ -187,14 +187,15 @@ impl<'a> Legacy<'a> {
         Ok(bytes.first_chunk().map_or(0, |b| i32::from_le_bytes(*b)))
     }
 
-    /// A number of things of at least `size` bytes each: at least 1, and no more than the rest of the file holds.
+    /// A number of things of at least `size` bytes each, of which there is at least one.
     fn count(&mut self, what: &str, size: usize) -> Result<usize, CalibrationError> {
         let start = self.at;
         let n = self.int(what)?;
-        let room = (self.bytes.len() - self.at) / size;
-        usize::try_from(n)
-            .ok()
-            .filter(|n| (1..=room).contains(n))
-            .ok_or_else(|| self.fail(what, start, format!("{n}, expected 1 to {room}")))
+        let room = self.bytes.len() - self.at;
+        let fitting = usize::try_from(n).ok().filter(|n| (1..=room / size).contains(n));
+        fitting.ok_or_else(|| {
+            let found = if n < 1 { "expected at least 1".into() } else { format!("{room} bytes follow") };
+            self.fail(what, start, format!("{n}, {found}"))
+        })
     }
 }

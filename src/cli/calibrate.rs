@@ -1,5 +1,7 @@
 //! Calibration: its arguments, and the step that collects it, as several subcommands take them.
 
+#![expect(dead_code, reason = "the commands that rewrite take these")]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
