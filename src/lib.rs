@@ -16,6 +16,7 @@
 
 pub mod activations;
 pub mod arch;
+pub mod calibration;
 pub mod direction;
 pub mod evaluate;
 pub mod gguf;

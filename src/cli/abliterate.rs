@@ -184,7 +184,7 @@ pub fn find(
     tokens: Option<ggsteer::select::grid::RefusalTokens>,
 ) -> Result<Found> {
     let sets = [tokenize(model, &train.harmful)?, tokenize(model, &train.harmless)?];
-    let contrast = steps::measure(ui, run, model, [&sets[0], &sets[1]], steps::source(model, train)?)?;
+    let contrast = steps::measure(ui, run, model, [&sets[0], &sets[1]], steps::source(model, train)?, None)?;
     let sets = [tokenize(model, &validation.harmful)?, tokenize(model, &validation.harmless)?];
     let choice = steps::select(ui, run, model, &contrast, [&sets[0], &sets[1]], markers, tokens)?;
     let direction = choice.direction(&contrast)?;
