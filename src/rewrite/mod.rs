@@ -9,11 +9,13 @@
 mod basis;
 mod edit;
 mod execute;
+mod figures;
 mod plan;
 mod report;
 mod verify;
 
 pub use execute::{Progress, execute};
+pub use figures::{Figures, Meter, Part, Totals};
 pub use plan::{Options, Plan, PlannedTensor, Tied};
 pub use report::{Report, TensorReport};
 pub use verify::{VerifyError, verify_untouched};
