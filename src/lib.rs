@@ -18,6 +18,7 @@ pub mod activations;
 pub mod arch;
 pub mod direction;
 pub mod evaluate;
+pub mod export;
 pub mod gguf;
 pub mod intervention;
 pub mod output;

@@ -4,6 +4,7 @@ mod abliterate;
 mod args;
 mod demo;
 mod evaluate;
+mod export;
 mod extract;
 mod generate;
 mod inspect;
@@ -41,6 +42,7 @@ enum Command {
     Select(select::Args),
     Generate(generate::Args),
     Orthogonalize(orthogonalize::Args),
+    Export(export::Args),
     Evaluate(evaluate::Args),
     Abliterate(abliterate::Args),
     Demo(demo::Args),
@@ -57,6 +59,7 @@ impl Cli {
             Command::Select(args) => args.run(ui),
             Command::Generate(args) => args.run(ui),
             Command::Orthogonalize(args) => args.run(ui),
+            Command::Export(args) => args.run(ui),
             Command::Evaluate(args) => args.run(ui),
             Command::Abliterate(args) => args.run(ui),
             Command::Demo(args) => args.run(ui),

@@ -1,10 +1,17 @@
 //! The directions as a writer sees them: behind a norm, through its weights.
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
+
+use super::RewriteError;
+use super::execute::norm_weights;
+use crate::arch::Writer;
+use crate::gguf::GgufFile;
+
 pub(super) use crate::intervention::{dot64 as dot, extend};
 
 /// Vectors as they are: k × n, row by row.
-pub(super) type Basis = Vec<Vec<f64>>;
+pub(crate) type Basis = Vec<Vec<f64>>;
 
 /// The basis of span{γ⊙r}, each γ⊙r less its mean when `centred`. Vectors that vanish or become dependent on others
 /// fall out: nothing of them passes the norm.
@@ -22,6 +29,16 @@ pub(super) fn through_norm(basis: &Basis, gamma: &[f32], centred: bool) -> Basis
         let _ = extend(&mut out, u);
     }
     out
+}
+
+/// `basis` as a writer of `file` sees it: through the norm behind it, where there is one.
+pub(crate) fn seen_by<'a>(
+    file: &GgufFile,
+    writer: &Writer,
+    basis: &'a Basis,
+) -> Result<Cow<'a, Basis>, RewriteError> {
+    let Some(norm) = &writer.norm_after else { return Ok(Cow::Borrowed(basis)) };
+    Ok(Cow::Owned(through_norm(basis, &norm_weights(file, norm)?, writer.norm_centred)))
 }
 
 #[cfg(test)]

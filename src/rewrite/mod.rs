@@ -11,14 +11,20 @@ mod edit;
 mod execute;
 mod figures;
 mod plan;
+mod record;
 mod report;
+mod rows;
 mod verify;
 
 pub use execute::{Progress, execute};
 pub use figures::{Figures, Meter, Part, Totals};
 pub use plan::{Options, Plan, PlannedTensor, Tied};
+pub use record::{Record, RecordedDirection};
 pub use report::{Report, TensorReport};
 pub use verify::{VerifyError, verify_untouched};
+
+pub(crate) use basis::seen_by;
+pub(crate) use rows::Rows;
 
 use std::io;
 

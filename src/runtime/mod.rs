@@ -3,6 +3,7 @@
 //!
 //! Files reach this room only through llama.cpp.
 
+mod adapter;
 mod generate;
 mod hook;
 mod log;
@@ -16,6 +17,7 @@ pub mod template;
 
 use std::path::PathBuf;
 
+pub use adapter::Stock;
 pub use generate::{Completion, Finish, GenerateOptions};
 pub use hook::{CapturePlan, Captured, HookError, Sink, Site};
 pub use llama_cpp_2::token::LlamaToken as Token;
@@ -77,6 +79,14 @@ pub enum Error {
     /// Logits of NaN alone: broken weights, or an addition far too large.
     #[error("the model's logits are not numbers; its weights are broken or the addition is too large")]
     NoNumber,
+    /// An adapter or control vector that cannot be used.
+    #[error("{}: cannot be applied: {why}", path.display())]
+    Adapter {
+        /// The adapter's file.
+        path: PathBuf,
+        /// llama.cpp's words, or ours.
+        why: String,
+    },
     /// llama.cpp's quantizer refused.
     #[error("{}: llama.cpp cannot quantize it: {why}", path.display())]
     Quantize {
