@@ -9,7 +9,10 @@ use ggsteer::export::lora::{LeftOut, Lora, Reason};
 use ggsteer::gguf::{GgufFile, Value};
 use ggsteer::intervention::{Basis, Intervention, Positions};
 use ggsteer::output::OutputFile;
-use ggsteer::runtime::{Item, Model, ModelOptions, Outputs, Session, SessionOptions, Stock, Token};
+use ggsteer::runtime::{
+    Error, FileType, Item, Model, ModelOptions, Outputs, QuantizeOptions, Session, SessionOptions, Stock,
+    Token, quantize,
+};
 
 mod support;
 
@@ -192,7 +195,8 @@ fn an_adapter_for_a_quantized_model_is_exact_for_its_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let (f32_path, model) = (folder.path().join("f32.gguf"), folder.path().join("q8_0.gguf"));
     tiny::Model::random(Spec::new(Arch::Llama)).write(&f32_path).unwrap();
-    ggsteer::runtime::quantize(&f32_path, &model, "Q8_0", 1).unwrap();
+    let q8_0 = FileType::from_name("Q8_0").unwrap();
+    quantize(&f32_path, &model, q8_0, &QuantizeOptions::default()).unwrap();
     let bench = Bench { model, export: folder.path().join("lora"), edited: PathBuf::new(), _folder: folder };
     bench.lora(&directions(1));
     let hook = hooked(&bench.model, Intervention::ablate(&directions(1)).unwrap());
@@ -278,8 +282,8 @@ fn llama_cpp_is_kept_from_stopping_the_process() {
     // Its own refusals come back as errors: another architecture, a file that is no adapter, a block it never adds to.
     let qwen2 = Bench::new(&tiny::Model::random(Spec { tied: false, ..Spec::new(Arch::Qwen2) }));
     let mut other = Stock::load(&qwen2.model, 64, 1).unwrap();
-    let error = other.set_lora(&untied.export, 1.0).unwrap_err().to_string();
-    assert!(error.contains("arch mismatch"), "{error}");
+    // llama.cpp's words are kept for the whole process, where other tests may take them: not looked at here.
+    assert!(matches!(other.set_lora(&untied.export, 1.0), Err(Error::Adapter { .. })));
     assert!(stock.set_lora(&tied.model, 1.0).is_err());
     let first = Direction::new(unit(64, 5), 0, Provenance::default()).unwrap();
     first.save(&tied.export, true).unwrap();

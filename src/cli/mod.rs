@@ -9,6 +9,7 @@ mod extract;
 mod generate;
 mod inspect;
 mod orthogonalize;
+mod quantize;
 mod select;
 mod steps;
 mod ui;
@@ -43,6 +44,7 @@ enum Command {
     Generate(generate::Args),
     Orthogonalize(orthogonalize::Args),
     Export(export::Args),
+    Quantize(quantize::Args),
     Evaluate(evaluate::Args),
     Abliterate(abliterate::Args),
     Demo(demo::Args),
@@ -60,6 +62,7 @@ impl Cli {
             Command::Generate(args) => args.run(ui),
             Command::Orthogonalize(args) => args.run(ui),
             Command::Export(args) => args.run(ui),
+            Command::Quantize(args) => args.run(ui),
             Command::Evaluate(args) => args.run(ui),
             Command::Abliterate(args) => args.run(ui),
             Command::Demo(args) => args.run(ui),

@@ -6,6 +6,7 @@
 mod adapter;
 mod generate;
 mod hook;
+mod importance;
 mod log;
 mod model;
 mod params;
@@ -20,10 +21,11 @@ use std::path::PathBuf;
 pub use adapter::Stock;
 pub use generate::{Completion, Finish, GenerateOptions};
 pub use hook::{CapturePlan, Captured, HookError, Sink, Site};
+pub use importance::{Importance, ImportanceError};
 pub use llama_cpp_2::token::LlamaToken as Token;
 pub use log::set_verbose;
 pub use model::{Model, ModelOptions, Prompt, backend};
-pub use quantize::quantize;
+pub use quantize::{FileType, QuantizeOptions, quantize};
 pub use session::{Item, Job, JobSink, Outputs, Session, SessionOptions};
 
 /// What can go wrong between the prompt and the logits.
@@ -94,6 +96,14 @@ pub enum Error {
         path: PathBuf,
         /// llama.cpp's words, or ours.
         why: String,
+    },
+    /// A name that is no file type of llama.cpp's.
+    #[error("unknown type {name}: {hint}")]
+    FileType {
+        /// The name given.
+        name: String,
+        /// Names that come near, or all.
+        hint: String,
     },
     /// The hook found something wrong.
     #[error("hook: {0}")]
