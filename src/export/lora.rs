@@ -17,10 +17,9 @@ use serde::Serialize;
 use super::ExportError;
 use crate::arch::{self, Axis, Writer};
 use crate::gguf::{self, Array, GgufFile, TensorInfo, TensorStream, Value};
-use crate::intervention::Basis;
 use crate::output::OutputFile;
 use crate::quant::GgmlType;
-use crate::rewrite::{Rows, seen_by};
+use crate::rewrite::{Rows, orthonormal, seen_by};
 
 /// Architectures in which llama.cpp multiplies these writers without adapters, in some blocks or all: read in its graph
 /// code.
@@ -97,13 +96,8 @@ impl Lora {
             return Err(ExportError::NoDirection);
         }
         let architecture = file.arch()?.to_string();
-        let expected = file.get_u64(&format!("{architecture}.embedding_length"))? as usize;
-        if let Some((index, d)) = directions.iter().enumerate().find(|(_, d)| d.len() != expected) {
-            return Err(crate::intervention::Error::Width { index, expected, found: d.len() }.into());
-        }
-        let basis = Basis::new(directions)?;
-        let basis: Vec<Vec<f64>> =
-            basis.vectors().iter().map(|r| r.iter().map(|x| f64::from(*x)).collect()).collect();
+        let n_embd = file.get_u64(&format!("{architecture}.embedding_length"))? as usize;
+        let basis = orthonormal(directions, n_embd)?;
         let tied = arch::tied_embeddings(file);
         let mut lora = Self {
             architecture,

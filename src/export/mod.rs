@@ -27,9 +27,6 @@ pub enum ExportError {
     /// The model's weights, or the directions for it, are not as they should be.
     #[error(transparent)]
     Weights(#[from] RewriteError),
-    /// Directions that are not finite, zero, or of each other's span.
-    #[error(transparent)]
-    Directions(#[from] crate::intervention::Error),
     /// Not one direction was given.
     #[error("no direction to export")]
     NoDirection,

@@ -13,6 +13,23 @@ pub(super) use crate::intervention::{dot64 as dot, extend};
 /// Vectors as they are: k × n, row by row.
 pub(crate) type Basis = Vec<Vec<f64>>;
 
+/// Orthonormalises `directions`, each `n_embd` long.
+pub(crate) fn orthonormal<V: AsRef<[f32]>>(directions: &[V], n_embd: usize) -> Result<Basis, RewriteError> {
+    let mut basis = Basis::new();
+    for (index, direction) in directions.iter().enumerate() {
+        let direction = direction.as_ref();
+        if direction.len() != n_embd {
+            return Err(RewriteError::Width { index, expected: n_embd, found: direction.len() });
+        }
+        if !direction.iter().all(|x| x.is_finite()) {
+            return Err(RewriteError::NotFinite { index });
+        }
+        extend(&mut basis, direction.iter().map(|x| f64::from(*x)).collect())
+            .map_err(|left| RewriteError::Dependent { index, left })?;
+    }
+    Ok(basis)
+}
+
 /// The basis of span{γ⊙r}, each γ⊙r less its mean when `centred`. Vectors that vanish or become dependent on others
 /// fall out: nothing of them passes the norm.
 pub(super) fn through_norm(basis: &Basis, gamma: &[f32], centred: bool) -> Basis {

@@ -21,9 +21,9 @@ pub use figures::{Figures, Meter, Part, Totals};
 pub use plan::{Options, Plan, PlannedTensor, Tied};
 pub use record::{Record, RecordedDirection};
 pub use report::{Report, TensorReport};
-pub use verify::{VerifyError, verify_untouched};
+pub use verify::{TensorCheck, Verification, VerifyError, verify, verify_untouched};
 
-pub(crate) use basis::seen_by;
+pub(crate) use basis::{orthonormal, seen_by};
 pub(crate) use rows::Rows;
 
 use std::io;
