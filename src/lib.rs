@@ -16,6 +16,7 @@
 
 pub mod activations;
 pub mod arch;
+pub mod calibration;
 pub mod direction;
 pub mod evaluate;
 pub mod export;
@@ -24,6 +25,7 @@ pub mod intervention;
 pub mod output;
 pub mod prompts;
 pub mod quant;
+pub mod random;
 pub mod rewrite;
 pub mod runtime;
 pub mod select;

@@ -10,7 +10,7 @@ use ggsteer::evaluate::run::{Answer, Evaluation, Options};
 use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::{PromptSet, overlap};
-use ggsteer::runtime::sampling::SplitMix64;
+use ggsteer::random::SplitMix64;
 use ggsteer::runtime::{FileType, QuantizeOptions, quantize};
 use serde::Serialize;
 

@@ -2,6 +2,7 @@
 
 mod abliterate;
 mod args;
+mod calibrate;
 mod demo;
 mod evaluate;
 mod export;

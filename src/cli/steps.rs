@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use ggsteer::activations::{Contrast, measure as measure_set, shared_positions};
+use ggsteer::calibration::Collector;
 use ggsteer::direction::{Direction, Provenance, Scores};
 use ggsteer::evaluate::Markers;
 use ggsteer::evaluate::run::Set;
@@ -33,19 +34,25 @@ pub fn source(model: &Model, sets: &Sets) -> Result<Provenance> {
     })
 }
 
-/// Means over both sets, at every position that all prompts share.
+/// Means over both sets, at every position that all prompts share; with a collector also samples of the writers' inputs.
 pub fn measure(
     ui: Ui,
     run: &RunArgs,
     model: &Model,
     [harmful, harmless]: [&Set; 2],
     source: Provenance,
+    mut collector: Option<&mut Collector<'_>>,
 ) -> Result<Contrast> {
     let n_pos = shared_positions(harmful.prompts.iter().chain(&harmless.prompts));
     let mut session = run.session(model, PARALLEL, longest([harmful, harmless]))?;
     let bar = ui.progress(harmful.prompts.len() + harmless.prompts.len(), "measuring activations");
-    let harmful = measure_set(&mut session, &harmful.prompts, n_pos, &mut || bar.inc(1))?;
-    let harmless = measure_set(&mut session, &harmless.prompts, n_pos, &mut || bar.inc(1))?;
+    let mut first = 0;
+    let mut measure = |set: &Set| {
+        let collector = collector.as_deref_mut().map(|collector| (collector, first));
+        first += set.prompts.len();
+        measure_set(&mut session, &set.prompts, n_pos, collector, &mut || bar.inc(1))
+    };
+    let (harmful, harmless) = (measure(harmful)?, measure(harmless)?);
     bar.finish_and_clear();
     Ok(Contrast { harmful, harmless, source })
 }

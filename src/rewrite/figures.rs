@@ -317,7 +317,7 @@ mod tests {
     use crate::intervention::extend;
 
     fn noise(n: usize, seed: u64) -> Vec<f32> {
-        let mut random = crate::runtime::sampling::SplitMix64(seed);
+        let mut random = crate::random::SplitMix64(seed);
         (0..n).map(|_| (random.bits() >> 40) as f32 / (1u64 << 24) as f32 - 0.5).collect()
     }
 

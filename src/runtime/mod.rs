@@ -11,6 +11,7 @@ mod log;
 mod model;
 mod params;
 mod quantize;
+mod rows;
 pub mod sampling;
 mod session;
 mod stream;
