@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use ggsteer::calibration::Imatrix;
 use ggsteer::gguf::{GgufFile, ModelSummary, TypeCount};
 use ggsteer::output::OutputFile;
-use ggsteer::runtime::{FileType, Importance, QuantizeOptions, quantize};
+use ggsteer::runtime::{FileType, QuantizeOptions, quantize};
 use serde::Serialize;
 
 use super::ui::{Ui, bytes, table, warn};
@@ -78,7 +79,8 @@ impl Args {
         let at = || self.model.display().to_string();
         let file = GgufFile::open(&self.model).with_context(at)?;
         let before = Size::of(&file).with_context(at)?;
-        let importance = self.imatrix.as_deref().map(Importance::load).transpose()?;
+        let imatrix = self.imatrix.as_deref().map(Imatrix::load).transpose()?;
+        let importance: Option<Vec<(&str, &[f32])>> = imatrix.as_ref().map(|i| i.entries().collect());
         if let (Some(importance), Some(path)) = (&importance, &self.imatrix) {
             check(importance, &file).with_context(|| path.display().to_string())?;
         }
@@ -86,7 +88,7 @@ impl Args {
             n_threads: self.threads.into(),
             allow_requantize: self.allow_requantize,
             pure: self.pure,
-            importance: importance.as_ref(),
+            importance: importance.as_deref(),
         };
         ui.note(&format!("quantizing {} ({}) to {}", at(), bytes(before.file_size), file_type.name));
         quantize(&self.model, out.temporary(), file_type, &options)?;
@@ -113,9 +115,9 @@ impl Args {
 }
 
 /// Whether the importance matrix is for this model: every tensor that both have is as wide in both, and there is one.
-fn check(importance: &Importance, file: &GgufFile) -> Result<()> {
+fn check(importance: &[(&str, &[f32])], file: &GgufFile) -> Result<()> {
     let mut known = 0;
-    for (name, values) in importance.entries() {
+    for (name, values) in importance {
         let Some(tensor) = file.tensor(name) else { continue };
         let expected = tensor.ne[0] * tensor.ne[2];
         anyhow::ensure!(

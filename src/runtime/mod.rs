@@ -6,7 +6,6 @@
 mod adapter;
 mod generate;
 mod hook;
-mod importance;
 mod log;
 mod model;
 mod params;
@@ -22,7 +21,6 @@ use std::path::PathBuf;
 pub use adapter::Stock;
 pub use generate::{Completion, Finish, GenerateOptions};
 pub use hook::{CapturePlan, Captured, HookError, Sink, Site};
-pub use importance::{Importance, ImportanceError};
 pub use llama_cpp_2::token::LlamaToken as Token;
 pub use log::set_verbose;
 pub use model::{Model, ModelOptions, Prompt, backend};

@@ -6,7 +6,6 @@ use std::path::Path;
 use llama_cpp_sys_2 as sys;
 
 use super::adapter::c_path;
-use super::importance::Importance;
 use super::model::{backend, why};
 use super::{Error, log};
 
@@ -125,8 +124,8 @@ pub struct QuantizeOptions<'a> {
     pub allow_requantize: bool,
     /// Give every tensor the same type, in place of llama.cpp's mixture.
     pub pure: bool,
-    /// What each column counts for.
-    pub importance: Option<&'a Importance>,
+    /// What each column counts for, by tensor: n_in values, or n_expert × n_in.
+    pub importance: Option<&'a [(&'a str, &'a [f32])]>,
 }
 
 /// Quantizes `input` into a new file at `output`, which is written in place: give a path that nobody reads yet.
@@ -147,7 +146,8 @@ pub fn quantize(
     // Embedding and output matrix, for which llama.cpp asks for no importance, get such a type in no mixture.
     // SAFETY: a comparison of ids inside ggml.
     let weighed = unsafe { sys::ggml_quantize_requires_imatrix(file_type.default) };
-    let known = |name| options.importance.is_some_and(|i| i.get(name).is_some());
+    let known =
+        |name: &str| options.importance.is_some_and(|all| all.iter().any(|(known, _)| *known == name));
     if let Some(name) = ["token_embd.weight", "output.weight"].into_iter().find(|name| !known(name))
         && options.pure
         && weighed
@@ -158,9 +158,9 @@ pub fn quantize(
         )));
     }
     let (from, to) = (c_path(input).map_err(failed)?, c_path(output).map_err(failed)?);
-    let entries = options.importance.map(Importance::entries).unwrap_or_default();
+    let entries = options.importance.unwrap_or_default();
     let names: Vec<CString> = (entries.iter())
-        .map(|(name, _)| CString::new(name.as_str()))
+        .map(|(name, _)| CString::new(*name))
         .collect::<Result<_, _>>()
         .map_err(|_| failed("the importance matrix has a tensor name with a NUL".into()))?;
     let mut importance: Vec<sys::llama_model_imatrix_data> = (names.iter().zip(entries))
