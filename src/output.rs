@@ -143,6 +143,13 @@ impl OutputFile {
         &self.path
     }
 
+    /// Where the bytes are until [`OutputFile::commit`], for a library that writes to a path of its own accord. It may
+    /// fill this file, never replace it by another.
+    #[must_use]
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
     /// Writes everything through to the disk and gives the file its path.
     ///
     /// # Errors

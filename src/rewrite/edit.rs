@@ -226,7 +226,7 @@ fn by_row(matrix: Matrix<'_>, basis: &Basis, out: &mut dyn Write) -> Result<Sums
 }
 
 /// Σ_j R[k][first + j] W[j], k × n, for the rows given.
-fn project(w: &[f32], n: usize, first: usize, basis: &Basis) -> Vec<Vec<f64>> {
+pub(super) fn project(w: &[f32], n: usize, first: usize, basis: &[Vec<f64>]) -> Vec<Vec<f64>> {
     basis
         .iter()
         .map(|r| {
@@ -262,7 +262,7 @@ fn distances(w: &[f32], exact: &[f64], written: &[f32]) -> Sums {
     sums
 }
 
-fn mixed_dot(a: &[f32], b: &[f64]) -> f64 {
+pub(super) fn mixed_dot(a: &[f32], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(x, y)| f64::from(*x) * y).sum()
 }
 

@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 
-use super::basis::{Basis, through_norm};
+use super::basis::{Basis, seen_by};
 use super::edit::{Matrix, Sums, orthogonalize};
 use super::{Plan, PlannedTensor, Report, RewriteError, TensorReport};
 use crate::arch::Axis;
@@ -104,11 +104,7 @@ fn edit(
     out: &mut dyn Write,
 ) -> Result<TensorReport, RewriteError> {
     let writer = &planned.writer;
-    let mut through = basis.clone();
-    for norm in writer.norms() {
-        through = through_norm(&through, &norm_weights(file, norm)?, writer.norm_centred);
-    }
-    let basis = &through;
+    let basis = &seen_by(file, writer, basis)?;
     let data = file.tensor_data(info);
     let (n, rows) = (info.ne[0] as usize, info.rows() as usize);
     let rows_per_slice = if writer.axis == Axis::Output { info.ne[1] as usize } else { rows };
@@ -137,7 +133,7 @@ fn edit(
 }
 
 /// The γ of a norm, every value finite.
-fn norm_weights(file: &GgufFile, norm: &str) -> Result<Vec<f32>, RewriteError> {
+pub(super) fn norm_weights(file: &GgufFile, norm: &str) -> Result<Vec<f32>, RewriteError> {
     let tensor = || norm.to_string();
     let info = file.tensor(norm).ok_or_else(|| RewriteError::OtherFile { tensor: tensor() })?;
     let mut gamma = vec![0.0; info.elements() as usize];
