@@ -259,8 +259,22 @@ fn changed(a: &[u8], b: &[u8], comparable: bool) -> u64 {
 /// [`VerifyError`] with the first difference.
 pub fn verify_untouched(original: &GgufFile, out: &GgufFile, plan: &Plan) -> Result<usize, VerifyError> {
     let edited = |name: &str| plan.tensors.iter().any(|p| p.writer.tensor == name);
-    let (compared, differences) = compare(original, out, &edited, plan.unties(), false);
-    differences.into_iter().next().map_or(Ok(compared), Err)
+    let (compared, differences) = compare(original, out, &edited, plan.unties(), true);
+    if let Some(difference) = differences.into_iter().next() {
+        return Err(difference);
+    }
+    for planned in &plan.tensors {
+        let index = out.tensors().iter().position(|t| t.name == planned.writer.tensor);
+        let found = index.map(|i| out.tensors()[i].ty);
+        if found != Some(planned.out_type) {
+            return Err(VerifyError::Tensors {
+                index: index.unwrap_or(out.tensors().len()),
+                expected: format!("{} {}", planned.writer.tensor, planned.out_type),
+                found: found.map_or("nothing".into(), |ty| ty.to_string()),
+            });
+        }
+    }
+    Ok(compared)
 }
 
 /// The number of tensors compared, and everything that differs outside the `edited` ones; these may be of another type
@@ -273,8 +287,11 @@ fn compare(
     retyped: bool,
 ) -> (usize, Vec<VerifyError>) {
     let mut differences = Vec::new();
-    let mut theirs = out.metadata().iter();
-    for (key, value) in original.metadata().iter().filter(|(key, _)| !key.starts_with("ggsteer.")) {
+    // Of a split model, the number of tensors follows from them, and they are compared below.
+    let may_differ = |key: &str| key.starts_with("ggsteer.") || key == "split.tensors.count";
+    let mut theirs = out.parts().iter().flat_map(|part| part.metadata());
+    let ours = original.parts().iter().flat_map(|part| part.metadata());
+    for (key, value) in ours.filter(|(key, _)| !may_differ(key)) {
         let rest = theirs.clone();
         if !theirs.by_ref().any(|(k, v)| k == key && stored(v) == stored(value)) {
             differences.push(VerifyError::Key { key: key.clone() });

@@ -9,5 +9,6 @@
 
 pub mod architectures;
 pub mod forward;
+pub mod split;
 pub mod tiny;
 pub mod writer;
