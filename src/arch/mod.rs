@@ -1,10 +1,11 @@
 //! Which tensors of which architecture write the residual stream.
 //!
-//! A writer is a tensor whose output is added to the stream: the embeddings, the output projection of the attention or
-//! of what stands in its place, the down projection of the feed-forward network and its experts, and their biases. The
-//! table follows llama.cpp's graph code (`src/models/*.cpp`) and is closed: an architecture that is not in it, a writer
-//! that should be there and is not, and a tensor that could write the stream and has no place in it are errors, never
-//! guesses. [`coverage`] tells all of it, [`partial_writers`] gives what can be placed in spite of it.
+//! A writer is a tensor whose output is added to the stream: the embeddings, the output projection of the
+//! attention or of what stands in its place, the down projection of the feed-forward network and its experts,
+//! and their biases. The table follows llama.cpp's graph code (`src/models/*.cpp`) and is closed: an
+//! architecture that is not in it, a writer that should be there and is not, and a tensor that could write
+//! the stream and has no place in it are errors, never guesses. [`coverage`] tells all of it,
+//! [`partial_writers`] gives what can be placed in spite of it.
 #![forbid(unsafe_code)]
 
 mod place;
@@ -124,8 +125,8 @@ pub struct Writer {
     pub kind: WriterKind,
     /// How the stream lies in it.
     pub axis: Axis,
-    /// The γ of a norm between this tensor's output and the stream (ne = \[n_embd\]): the tensor must then be orthogonal
-    /// to γ⊙r, normalised, in place of r.
+    /// The γ of a norm between this tensor's output and the stream (ne = \[n_embd\]): the tensor must then be
+    /// orthogonal to γ⊙r, normalised, in place of r.
     pub norm_after: Option<String>,
     /// The γ' of a second norm, between the first and the stream: γ⊙γ'⊙r then.
     pub norm_outer: Option<String>,
@@ -134,8 +135,8 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// The norms behind this writer from the stream inwards: the order in which a direction of the stream passes them on
-    /// its way to the tensor.
+    /// The norms behind this writer from the stream inwards: the order in which a direction of the stream
+    /// passes them on its way to the tensor.
     pub fn norms(&self) -> impl Iterator<Item = &str> {
         self.norm_outer.iter().chain(&self.norm_after).map(String::as_str)
     }
@@ -180,8 +181,8 @@ pub struct Coverage {
     pub standing: Standing,
     /// Blocks, without those that predict further tokens ahead.
     pub n_block: usize,
-    /// The writers placed: embeddings first, then block by block in the order they add to the stream. Those that carry
-    /// the usual names, with no norm behind them, where the table does not have the architecture.
+    /// The writers placed: embeddings first, then block by block in the order they add to the stream. Those
+    /// that carry the usual names, with no norm behind them, where the table does not have the architecture.
     pub writers: Vec<Writer>,
     /// Writers, and norms behind writers, that the architecture must have and the file has not.
     pub missing: Vec<Gap>,
@@ -234,8 +235,8 @@ pub enum ArchError {
     Gguf(#[from] GgufError),
     /// The table does not have this architecture.
     #[error(
-        "architecture {arch:?} is not known: its residual writers have no table yet; --partial edits the tensors that \
-         carry the usual names"
+        "architecture {arch:?} is not known: its residual writers have no table yet; --partial edits the \
+         tensors that carry the usual names"
     )]
     Unknown {
         /// `general.architecture`.
@@ -243,8 +244,8 @@ pub enum ArchError {
     },
     /// An architecture that writers orthogonal to a direction do not serve.
     #[error(
-        "architecture {arch:?} cannot be orthogonalized: {reason}; --partial edits the tensors that carry the usual \
-         names"
+        "architecture {arch:?} cannot be orthogonalized: {reason}; --partial edits the tensors that carry \
+         the usual names"
     )]
     Unserved {
         /// `general.architecture`.
@@ -270,8 +271,8 @@ pub enum ArchError {
     },
     /// Writers, or norms behind them, that this architecture must have.
     #[error(
-        "tensors are missing through which architecture {arch:?} writes the residual stream: {}; --partial edits what \
-         can be placed", list(.tensors)
+        "tensors are missing through which architecture {arch:?} writes the residual stream: {}; --partial \
+         edits what can be placed", list(.tensors)
     )]
     Missing {
         /// The tensors; where one of several should be there, these with `or` between.
@@ -281,8 +282,8 @@ pub enum ArchError {
     },
     /// Tensors that could write the stream and have no place in the table.
     #[error(
-        "tensors that may write the residual stream are not in the table of {arch:?}: {}; --partial edits what can be \
-         placed", list(.tensors)
+        "tensors that may write the residual stream are not in the table of {arch:?}: {}; --partial edits \
+         what can be placed", list(.tensors)
     )]
     Unplaced {
         /// The tensors, each with its shape.
@@ -291,7 +292,7 @@ pub enum ArchError {
         arch: String,
     },
     /// A writer of another shape than its kind has.
-    #[error("tensor {tensor:?}: shape {found:?}, expected {expected}")]
+    #[error("tensor {tensor:?}: shape {found:?}, expected {expected}; --partial leaves it out")]
     Shape {
         /// The tensor.
         tensor: String,
@@ -341,7 +342,8 @@ fn spec(gguf: &Gguf) -> Result<&'static Spec, ArchError> {
 /// The writers of a model file, and what keeps them from being all of them.
 ///
 /// # Errors
-/// A header without architecture, width or block count, or one part of a split model: nothing can be told then.
+/// A header without architecture, width or block count, or one part of a split model: nothing can be told
+/// then.
 pub fn coverage(gguf: &Gguf) -> Result<Coverage, ArchError> {
     refuse_part(gguf)?;
     place::coverage(gguf)
@@ -349,7 +351,8 @@ pub fn coverage(gguf: &Gguf) -> Result<Coverage, ArchError> {
 
 /// Every writer of a model file: embeddings first, then block by block in the order they add to the stream.
 ///
-/// Blocks that only predict further tokens ahead (`nextn_predict_layers`) write a stream of their own and are left out.
+/// Blocks that only predict further tokens ahead (`nextn_predict_layers`) write a stream of their own and are
+/// left out.
 ///
 /// # Errors
 /// See [`ArchError`]: nothing that could write the stream is passed over in silence.
@@ -363,9 +366,10 @@ pub fn writers(gguf: &Gguf) -> Result<Vec<Writer>, ArchError> {
 
 /// The writers of a model file that can be placed, be they all or not: what `--partial` edits.
 ///
-/// Of an architecture that the table does not have, or that it says cannot be served, these are the tensors that carry
-/// the usual names (`token_embd`, `attn_output`, `ffn_down`, `ffn_down_exps`, `ffn_down_shexp` and their biases) and have
-/// the shape of a writer, taken to have no norm behind them. A direction then stays in the stream in part.
+/// Of an architecture that the table does not have, or that it says cannot be served, these are the tensors
+/// that carry the usual names (`token_embd`, `attn_output`, `ffn_down`, `ffn_down_exps`, `ffn_down_shexp` and
+/// their biases) and have the shape of a writer, taken to have no norm behind them. A direction then stays in
+/// the stream in part.
 ///
 /// # Errors
 /// Those of [`coverage`].
@@ -373,12 +377,12 @@ pub fn partial_writers(gguf: &Gguf) -> Result<Vec<Writer>, ArchError> {
     Ok(coverage(gguf)?.writers)
 }
 
-/// The bias that llama.cpp adds to the stream, as it is, in this 0-based block: of the FFN's output if it can be, else of
-/// the attention's. It may have to be created: zeros of ne = \[n_embd\], F32.
+/// The bias that llama.cpp adds to the stream, as it is, in this 0-based block: of the FFN's output if it can
+/// be, else of the attention's. It may have to be created: zeros of ne = \[n_embd\], F32.
 ///
-/// A constant added to the FFN's bias is added at the output of the block; one added to the attention's also reaches
-/// the block's own FFN. None where the loader takes no such bias or the graph does not use it, and where a norm or a
-/// scale would change it on its way.
+/// A constant added to the FFN's bias is added at the output of the block; one added to the attention's also
+/// reaches the block's own FFN. None where the loader takes no such bias or the graph does not use it, and
+/// where a norm or a scale would change it on its way.
 ///
 /// # Errors
 /// An architecture that is missing or not in the table.

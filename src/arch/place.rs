@@ -44,7 +44,8 @@ pub(super) fn coverage(gguf: &Gguf) -> Result<Coverage, ArchError> {
     // Blocks that predict further tokens ahead have a stream of their own.
     let n_nextn = gguf.get_u64(&format!("{name}.nextn_predict_layers")).unwrap_or(0);
     let n_block = n_block_all.saturating_sub(n_nextn);
-    // Each block has tensors, so a block count above theirs is a broken file: found before it becomes a long loop.
+    // Each block has tensors, so a block count above theirs is a broken file: found before it becomes a long
+    // loop.
     if n_block > gguf.tensors().len() as u64 {
         return Err(ArchError::Blocks { arch: name.into(), n_block, tensors: gguf.tensors().len() });
     }
@@ -72,27 +73,23 @@ pub(super) fn coverage(gguf: &Gguf) -> Result<Coverage, ArchError> {
     Ok(found.coverage)
 }
 
-/// The norms behind the writers of a part of a block, the one next to the writer first.
-fn norms(post: Post, place: &Place, has: &dyn Fn(&str) -> bool, swin: bool) -> Vec<&'static str> {
-    match (post, place.part) {
-        (Post::No, _) => vec![],
-        (Post::Gemma4, Part::PerLayer) => vec!["post_norm.weight"],
-        (_, Part::PerLayer) => vec![],
-        (Post::Usual | Post::Gemma4, Part::Mixer) => vec!["post_attention_norm.weight"],
-        (Post::Usual, Part::Ffn) => vec!["post_ffw_norm.weight"],
-        (Post::Bare, Part::Mixer) => vec!["post_attention_norm"],
-        (Post::Bare, Part::Ffn) => vec!["post_ffw_norm"],
-        (Post::Grok, Part::Mixer) => vec!["attn_output_norm.weight"],
-        (Post::Grok, Part::Ffn) if has("layer_output_norm.weight") => vec!["layer_output_norm.weight"],
-        (Post::Grok, Part::Ffn) => vec!["post_ffw_norm.weight"],
-        (Post::Swin, Part::Mixer) if swin => vec!["attn_norm.weight"],
-        (Post::Swin, Part::Ffn) if swin => vec!["ffn_norm.weight"],
-        (Post::Swin, _) => vec![],
-        (Post::Gemma4, Part::Ffn) if !has("ffn_gate_inp.weight") => vec!["post_ffw_norm.weight"],
-        (Post::Gemma4, Part::Ffn) if place.of == "ffn_down" => {
-            vec!["post_ffw_norm_1.weight", "post_ffw_norm.weight"]
-        }
-        (Post::Gemma4, Part::Ffn) => vec!["post_ffw_norm_2.weight", "post_ffw_norm.weight"],
+/// The norms behind a writer, the one next to it first.
+fn norms(post: Post, place: &Place, has: &dyn Fn(&str) -> bool) -> &'static [&'static str] {
+    match (place.part, post) {
+        (Part::Mixer, Post::Usual | Post::Gemma4) => &["post_attention_norm.weight"],
+        (Part::Mixer, Post::Bare) => &["post_attention_norm"],
+        (Part::Mixer, Post::Grok) => &["attn_output_norm.weight"],
+        (Part::Mixer, Post::Swin) => &["attn_norm.weight"],
+        (Part::Ffn, Post::Bare) => &["post_ffw_norm"],
+        (Part::Ffn, Post::Swin) => &["ffn_norm.weight"],
+        (Part::Ffn, Post::Grok) if has("layer_output_norm.weight") => &["layer_output_norm.weight"],
+        (Part::Ffn, Post::Gemma4) if has("ffn_gate_inp.weight") => match place.of {
+            "ffn_down" => &["post_ffw_norm_1.weight", "post_ffw_norm.weight"],
+            _ => &["post_ffw_norm_2.weight", "post_ffw_norm.weight"],
+        },
+        (Part::Ffn, Post::Usual | Post::Grok | Post::Gemma4) => &["post_ffw_norm.weight"],
+        (Part::PerLayer, Post::Gemma4) => &["post_norm.weight"],
+        (_, Post::No) | (Part::PerLayer, _) => &[],
     }
 }
 
@@ -152,17 +149,18 @@ impl Found<'_> {
             let there = group.iter().any(|of| self.has(&blk(&format!("{of}.weight"))));
             // A half that is not there has no norm in front of it either.
             let norm = if group.contains(&"attn_output") { "attn_norm.weight" } else { "ffn_norm.weight" };
-            if !there && !(spec.sparse && !self.has(&blk(norm))) {
+            if !there && (!spec.sparse || self.has(&blk(norm))) {
                 let names: Vec<String> = group.iter().map(|of| blk(&format!("{of}.weight"))).collect();
                 self.missing(names.join(" or "), Some(il));
             }
         }
         let swin = matches!(self.gguf.get(&format!("{}.swin_norm", spec.name)), Some(Value::Bool(true)));
+        let post = if spec.post == Post::Swin && !swin { Post::No } else { spec.post };
         for place in PLACES {
             let name = blk(place.name);
             if spec.has(place.of) && self.has(&name) && !self.is_latent(il, place.of) {
                 let has = |name: &str| self.has(&blk(name));
-                let norms = norms(spec.post, place, &has, swin).into_iter().map(blk).collect();
+                let norms = norms(post, place, &has).iter().map(|norm| blk(norm)).collect();
                 self.push(name, Some(il), place.kind, norms);
             }
         }
@@ -225,8 +223,8 @@ impl Found<'_> {
         self.coverage.unplaced = unplaced.collect();
     }
 
-    /// Whether a tensor that is in no place could write the stream, by its shape, and is not known to be something
-    /// else.
+    /// Whether a tensor that is in no place could write the stream, by its shape, and is not known to be
+    /// something else.
     fn may_write(&self, tensor: &TensorInfo, n_block: u64, n_block_all: u64) -> bool {
         let name = Name::of(&tensor.name);
         let wide = tensor.ne[0] == self.n_embd || tensor.ne[1] == self.n_embd;

@@ -1,12 +1,12 @@
 //! The closed table: which architecture writes the stream through what.
 //!
-//! Read from the graph and the loader of each (`src/models/*.cpp` of llama.cpp). What the table does not need to say,
-//! because it changes no direction: whether attention and feed-forward run side by side, scales of the embedding, the
-//! residual, a block or a matrix (`.scale`), norms without weights behind the embedding (muse-glimmer, talkie), gates
-//! and norms in front of an output matrix (bitnet's `*_sub_norm`), routers.
+//! Read from the graph and the loader of each (`src/models/*.cpp` of llama.cpp). What the table does not need
+//! to say, because it changes no direction: whether attention and feed-forward run side by side, scales of
+//! the embedding, the residual, a block or a matrix (`.scale`), norms without weights behind the embedding
+//! (muse-glimmer, talkie), gates and norms in front of an output matrix (bitnet's `*_sub_norm`), routers.
 #![forbid(unsafe_code)]
 
-use super::WriterKind::{self, *};
+use super::WriterKind as Kind;
 use Head::{Own, OwnOrTied, Tied};
 use Part::{Ffn, Mixer, PerLayer};
 
@@ -38,35 +38,35 @@ pub(super) struct Place {
     pub name: &'static str,
     /// The name by which a [`Spec`] has it.
     pub of: &'static str,
-    pub kind: WriterKind,
+    pub kind: Kind,
     pub part: Part,
 }
 
-const fn place(name: &'static str, of: &'static str, kind: WriterKind, part: Part) -> Place {
+const fn place(name: &'static str, of: &'static str, kind: Kind, part: Part) -> Place {
     Place { name, of, kind, part }
 }
 
 /// In the order they add to the stream.
 pub(super) const PLACES: &[Place] = &[
-    place("attn_output.weight", "attn_output", AttentionOutput, Mixer),
-    place("attn_output.bias", "attn_output", AttentionOutputBias, Mixer),
-    place("attn_output.lora_b", "attn_output.lora_b", AttentionOutput, Mixer),
-    place("vis_attn_output.weight", "vis_attn_output", AttentionOutput, Mixer),
-    place("ssm_out.weight", "ssm_out", SsmOutput, Mixer),
-    place("shortconv.out_proj.weight", "shortconv.out_proj", ShortConvOutput, Mixer),
-    place("time_mix_output.weight", "time_mix_output", TimeMixOutput, Mixer),
-    place("ffn_down.weight", "ffn_down", FfnDown, Ffn),
-    place("ffn_down.bias", "ffn_down", FfnDownBias, Ffn),
-    place("ffn_down.lora_b", "ffn_down.lora_b", FfnDown, Ffn),
-    place("vis_down.weight", "vis_down", FfnDown, Ffn),
-    place("channel_mix_value.weight", "channel_mix_value", ChannelMixValue, Ffn),
-    place("ffn_down_exps.weight", "ffn_down_exps", FfnDownExperts, Ffn),
-    place("ffn_down_exps.bias", "ffn_down_exps", FfnDownExpertsBias, Ffn),
-    place("ffn_down_chexps.weight", "ffn_down_chexps", FfnDownExperts, Ffn),
-    place("ffn_latent_up.weight", "ffn_latent_up", ExpertsLatentUp, Ffn),
-    place("ffn_routed_up.weight", "ffn_routed_up", ExpertsLatentUp, Ffn),
-    place("ffn_down_shexp.weight", "ffn_down_shexp", FfnDownShared, Ffn),
-    place("proj.weight", "proj", PerLayerProjection, PerLayer),
+    place("attn_output.weight", "attn_output", Kind::AttentionOutput, Mixer),
+    place("attn_output.bias", "attn_output", Kind::AttentionOutputBias, Mixer),
+    place("attn_output.lora_b", "attn_output.lora_b", Kind::AttentionOutput, Mixer),
+    place("vis_attn_output.weight", "vis_attn_output", Kind::AttentionOutput, Mixer),
+    place("ssm_out.weight", "ssm_out", Kind::SsmOutput, Mixer),
+    place("shortconv.out_proj.weight", "shortconv.out_proj", Kind::ShortConvOutput, Mixer),
+    place("time_mix_output.weight", "time_mix_output", Kind::TimeMixOutput, Mixer),
+    place("ffn_down.weight", "ffn_down", Kind::FfnDown, Ffn),
+    place("ffn_down.bias", "ffn_down", Kind::FfnDownBias, Ffn),
+    place("ffn_down.lora_b", "ffn_down.lora_b", Kind::FfnDown, Ffn),
+    place("vis_down.weight", "vis_down", Kind::FfnDown, Ffn),
+    place("channel_mix_value.weight", "channel_mix_value", Kind::ChannelMixValue, Ffn),
+    place("ffn_down_exps.weight", "ffn_down_exps", Kind::FfnDownExperts, Ffn),
+    place("ffn_down_exps.bias", "ffn_down_exps", Kind::FfnDownExpertsBias, Ffn),
+    place("ffn_down_chexps.weight", "ffn_down_chexps", Kind::FfnDownExperts, Ffn),
+    place("ffn_latent_up.weight", "ffn_latent_up", Kind::ExpertsLatentUp, Ffn),
+    place("ffn_routed_up.weight", "ffn_routed_up", Kind::ExpertsLatentUp, Ffn),
+    place("ffn_down_shexp.weight", "ffn_down_shexp", Kind::FfnDownShared, Ffn),
+    place("proj.weight", "proj", Kind::PerLayerProjection, PerLayer),
 ];
 
 /// Norms between a block's writers and the stream.
@@ -80,10 +80,11 @@ pub(super) enum Post {
     Bare,
     /// `attn_output_norm.weight`, and `layer_output_norm.weight` or `post_ffw_norm.weight`.
     Grok,
-    /// `attn_norm.weight` and `ffn_norm.weight` stand behind the writers if `swin_norm` is set, in front otherwise.
+    /// `attn_norm.weight` and `ffn_norm.weight` stand behind the writers if `swin_norm` is set, in front
+    /// otherwise.
     Swin,
-    /// As `Usual`; in blocks with experts, these and the dense part have a norm each before they are summed and normed
-    /// again. The per-layer embedding has a norm of its own.
+    /// As `Usual`; in blocks with experts, these and the dense part have a norm each before they are summed
+    /// and normed again. The per-layer embedding has a norm of its own.
     Gemma4,
 }
 
@@ -113,7 +114,8 @@ pub(super) struct Spec {
     pub sparse: bool,
     /// Names that write nothing here, and may elsewhere.
     pub reads: &'static [&'static str],
-    /// Output matrices whose bias the loader takes when it is there, and the graph adds to the stream unscaled.
+    /// Output matrices whose bias the loader takes when it is there, and the graph adds to the stream
+    /// unscaled.
     pub biases: &'static [&'static str],
 }
 
@@ -321,7 +323,8 @@ pub(super) const TABLE: &[Spec] = &[
     arch("granite_swa", OwnOrTied, EITHER),
     arch("granitemoe", OwnOrTied, EITHER),
     arch("minicpm", OwnOrTied, EITHER),
-    // The stream is mixed from its own earlier states, by a number each; experts may work in a narrower space.
+    // The stream is mixed from its own earlier states, by a number each; experts may work in a narrower
+    // space.
     arch("kimi-k3", Own, EITHER).also(&["ffn_routed_up"]).reads(&["output_res_score"]),
     // State-space and convolution blocks, alone or between attention.
     arch("mamba", OwnOrTied, &[&["ssm_out"]]),
@@ -389,8 +392,8 @@ pub(super) const UNSERVED: &[(&str, &str)] = &[
     ("wavtokenizer-dec", SPEAKS),
 ];
 
-/// Beginnings of the names, behind `blk.{il}.`, of tensors that read the stream or work inside a part of a block:
-/// their output never is the stream, whatever their shape. [`PLACES`] come before it.
+/// Beginnings of the names, behind `blk.{il}.`, of tensors that read the stream or work inside a part of a
+/// block: their output never is the stream, whatever their shape. [`PLACES`] come before it.
 pub(super) const READER_FAMILIES: &[&str] =
     &["attn_q", "attn_k", "attn_v", "indexer", "ssm_", "shortconv.", "time_mix_", "channel_mix_"];
 
@@ -445,3 +448,36 @@ pub(super) const OUTSIDE: &[&str] = &[
     "dense_2",
     "dense_3",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::{TABLE, UNSERVED};
+
+    /// The names of `LLM_ARCH_NAMES` in the pinned llama.cpp, `(unknown)` left out. To take them anew, in its
+    /// folder: `sed -n '/LLM_ARCH_NAMES/,/^};/p' src/llama-arch.cpp | grep -o '"[^"]*" *}' | tr -d '"} '`
+    const LLAMA_CPP: &str = "
+    clip llama llama4 deci falcon grok gpt2 gptj gptneox mpt baichuan starcoder refact bert modern-bert
+    nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert bloom stablelm qwen qwen2
+    qwen2moe qwen2vl qwen3 qwen3moe qwen3next qwen3vl qwen3vlmoe qwen35 qwen35moe clef qwen4exp phi2 phi3
+    phimoe plamo plamo2 plamo3 codeshell orion internlm2 minicpm minicpm3 gemma gemma2 gemma3 gemma3n
+    gemma4 gemma4-assistant gemma-embedding starcoder2 mamba mamba2 maple jamba falcon-h1 xverse command-r
+    cohere2 cohere2moe dbrx olmo olmo2 olmoe muse-glimmer openelm arctic deepseek deepseek2 deepseek2-ocr
+    deepseek32 deepseek4 chatglm glm4 glm4moe glm-dsa bitnet t5 t5encoder jais jais2 nemotron nemotron_h
+    nemotron_h_moe exaone exaone4 exaone-moe rwkv6 rwkv6qwen2 rwkv7 arwkv7 granite granitemoe
+    granitehybrid graniteswitch granite_swa chameleon wavtokenizer-dec plm bailingmoe bailingmoe2
+    bailingmoe3 dots1 dots3note arcee afmoe laguna ernie4_5 ernie4_5-moe hunyuan-moe hunyuan-dense
+    hunyuan_vl hy_v3 hy_v4 smollm3 gpt-oss lfm2 lfm2moe dream smallthinker llada llada-moe seed_oss
+    grovemoe apertus minimax-01 hrm_text minimax-m2 minimax-m3 cogvlm rnd1 pangu-embedded mistral3 eagle3
+    dflash mistral4 paddleocr mimo2 step35 spark2_5 llama-embed maincoder kimi-linear kimi-k3 glm5-next
+    talkie mellum nanbeige qwen3tts pockettts";
+
+    #[test]
+    fn every_architecture_of_llama_cpp_is_placed_once() {
+        let mut theirs: Vec<&str> = LLAMA_CPP.split_whitespace().collect();
+        let mut ours: Vec<&str> =
+            TABLE.iter().map(|spec| spec.name).chain(UNSERVED.iter().map(|(name, _)| *name)).collect();
+        theirs.sort_unstable();
+        ours.sort_unstable();
+        assert_eq!(ours, theirs);
+    }
+}

