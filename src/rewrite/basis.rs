@@ -48,14 +48,17 @@ pub(super) fn through_norm(basis: &Basis, gamma: &[f32], centred: bool) -> Basis
     out
 }
 
-/// `basis` as a writer of `file` sees it: through the norm behind it, where there is one.
+/// `basis` as a writer of `file` sees it: through the norms behind it, where there are any.
 pub(crate) fn seen_by<'a>(
     file: &GgufFile,
     writer: &Writer,
     basis: &'a Basis,
 ) -> Result<Cow<'a, Basis>, RewriteError> {
-    let Some(norm) = &writer.norm_after else { return Ok(Cow::Borrowed(basis)) };
-    Ok(Cow::Owned(through_norm(basis, &norm_weights(file, norm)?, writer.norm_centred)))
+    let mut seen = Cow::Borrowed(basis);
+    for norm in writer.norms() {
+        seen = Cow::Owned(through_norm(&seen, &norm_weights(file, norm)?, writer.norm_centred));
+    }
+    Ok(seen)
 }
 
 #[cfg(test)]
