@@ -143,31 +143,6 @@ fn control_vectors_say_what_stock_llama_cpp_makes_of_them() {
 }
 
 #[test]
-fn every_file_type_is_made_or_refused_for_want_of_importance() {
-    let folder = folder();
-    folder.model("wide.gguf", wide());
-    let names = matrices();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    importance(&folder, "imatrix.gguf", "imatrix", &names, 256);
-    for ty in ggsteer::runtime::FileType::all() {
-        let line = format!("quantize wide.gguf --type {} --threads 1 -o out.gguf", ty.name);
-        if ty.needs_importance {
-            folder.refuses(&line, &["wide.gguf", ty.name, "--imatrix"]);
-            folder.refuses(&format!("{line} --imatrix imatrix.gguf --pure"), &["token_embd.weight"]);
-        } else {
-            folder.accepts(&format!("-q {line}"));
-            fs::remove_file(folder.path("out.gguf")).unwrap();
-        }
-        let [stdout, _] = folder.accepts(&format!("--json {line} --imatrix imatrix.gguf"));
-        let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
-        assert_eq!(json["type"], ty.name);
-        // What llama.cpp has written, our reader takes whole.
-        GgufFile::open(folder.path("out.gguf")).unwrap();
-        fs::remove_file(folder.path("out.gguf")).unwrap();
-    }
-}
-
-#[test]
 fn quantizing_is_refused_in_one_line_and_leaves_nothing() {
     let folder = folder();
     folder.model("wide.gguf", wide());
@@ -191,6 +166,15 @@ fn quantizing_is_refused_in_one_line_and_leaves_nothing() {
     folder.refuses(&with("model.imatrix"), &["model.imatrix", "imatrix"]);
     folder.refuses(&with("harmful.txt"), &["harmful.txt"]);
     folder.refuses(&with("wide.gguf"), &["wide.gguf"]);
+    folder.refuses(&line("--type IQ2_XS"), &["wide.gguf", "IQ2_XS", "--imatrix"]);
+    importance(&folder, "imatrix.gguf", "imatrix", &names, 256);
+    let pure = line("--type IQ2_XS --imatrix imatrix.gguf --pure");
+    folder.refuses(&pure, &["token_embd.weight", "--pure"]);
+    let [stdout, _] = folder.accepts(&line("--type q2_k_s --imatrix imatrix.gguf --json"));
+    let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((json["type"].as_str(), json["imatrix"].as_str()), (Some("Q2_K_S"), Some("imatrix.gguf")));
+    assert!(json["after"]["bits_per_weight"].as_f64() < json["before"]["bits_per_weight"].as_f64());
+    fs::remove_file(folder.path("out.gguf")).unwrap();
     // Twice: refused, until it is asked for.
     folder.accepts(&format!("-q {}", line("--type q8_0")));
     folder.refuses(&line("--type Q8_0"), &["out.gguf", "--force"]);

@@ -296,3 +296,29 @@ fn llama_cpp_is_kept_from_stopping_the_process() {
     assert!(stock.logits(&[Token(-1)]).is_err() && stock.logits(&[]).is_err());
     assert!(stock.logits(&vec![Token(0); 65]).is_err());
 }
+
+#[test]
+fn every_file_type_is_made_or_refused_for_want_of_importance() {
+    let spec =
+        Spec { n_embd: 256, n_head_kv: 4, n_ff: 256, n_layer: 1, tied: false, ..Spec::new(Arch::Llama) };
+    let bench = Bench::new(&tiny::Model::random(spec));
+    let ones = vec![1.0; 256];
+    let names = GgufFile::open(&bench.model).unwrap();
+    let blocks = names.tensors().iter().filter(|t| t.name.starts_with("blk.") && t.rows() > 1);
+    let importance: Vec<(&str, &[f32])> = blocks.map(|t| (t.name.as_str(), &ones[..])).collect();
+    let options = |importance, pure| QuantizeOptions { importance, pure, ..QuantizeOptions::default() };
+    let make = |ty, importance, pure| {
+        let made = quantize(&bench.model, &bench.export, ty, &options(importance, pure));
+        // What llama.cpp has written, our reader takes whole.
+        made.map(|()| drop(GgufFile::open(&bench.export).unwrap()))
+    };
+    for ty in FileType::all() {
+        make(ty, Some(&importance), false).unwrap();
+        let bare = make(ty, None, false);
+        assert_eq!(bare.is_err(), ty.needs_importance, "{}: {bare:?}", ty.name);
+        // ggml stops the process where it would have to encode these without: the matrix has no embedding.
+        let stops = ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S"].contains(&ty.name);
+        let pure = make(ty, Some(&importance), true);
+        assert_eq!(pure.is_err(), stops, "{}: {pure:?}", ty.name);
+    }
+}

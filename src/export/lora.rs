@@ -27,8 +27,10 @@ const WITHOUT_ADAPTERS: &[(&str, &[&str])] = &[
     ("bailingmoe3", &["attn_output.weight"]),
     ("glm5-next", &["attn_output.weight"]),
     ("granite-switch", &["token_embd.weight"]),
-    ("kimi-k3", &["attn_output.weight", "ffn_down.weight", "ffn_down_shexp.weight"]),
+    ("kimi-k3", &["attn_output.weight", "ffn_down.weight", "ffn_down_shexp.weight", "ffn_routed_up.weight"]),
     ("kimi-linear", &["attn_output.weight"]),
+    ("nemotron_h", &["ffn_latent_up.weight"]),
+    ("nemotron_h_moe", &["ffn_latent_up.weight"]),
 ];
 
 /// Architectures in which the attention output's own scale comes after the adapter, not before it.
@@ -132,6 +134,8 @@ impl Lora {
         let base = base.map_or(writer.tensor.as_str(), |(_, base)| base);
         match writer.axis {
             Axis::Bias => Some(Reason::Bias),
+            // One row an expert.
+            Axis::Row if writer.tensor.ends_with(".bias") => Some(Reason::Bias),
             _ if without.is_some_and(|(_, names)| names.contains(&base)) => Some(Reason::WithoutAdapters),
             Axis::Row if writer.tensor != "token_embd.weight" => Some(Reason::LookedUp),
             Axis::Row if tied => Some(Reason::Tied),

@@ -48,7 +48,7 @@ pub(super) fn through_norm(basis: &Basis, gamma: &[f32], centred: bool) -> Basis
     out
 }
 
-/// `basis` as a writer of `file` sees it: through the norm behind it, where there is one.
+/// `basis` as a writer of `file` sees it: through the norms behind it, where there are any.
 pub(crate) fn seen_by<'a>(
     file: &GgufFile,
     writer: &Writer,

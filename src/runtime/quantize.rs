@@ -140,10 +140,13 @@ pub fn quantize(
 ) -> Result<(), Error> {
     backend()?;
     let failed = |why: String| Error::Quantize { path: input.to_path_buf(), why };
-    if file_type.needs_importance && options.importance.is_none() {
+    // Of IQ3_XS only the mixture has tensors that need it.
+    let needed = file_type.needs_importance && !(options.pure && file_type.name == "IQ3_XS");
+    if needed && options.importance.is_none() {
         return Err(failed(format!("{} needs an importance matrix (--imatrix)", file_type.name)));
     }
-    // Embedding and output matrix, for which llama.cpp asks for no importance, get such a type in no mixture.
+    // Embedding and output matrix, for which llama.cpp asks for no importance, get a type that ggml stops the process on
+    // without it in no mixture.
     // SAFETY: a comparison of ids inside ggml.
     let weighed = unsafe { sys::ggml_quantize_requires_imatrix(file_type.default) };
     let known =
