@@ -84,7 +84,7 @@ fn rewrite(from: &Path, to: &Path, directions: &[Vec<f32>]) {
     let file = GgufFile::open(from).unwrap();
     let plan = Plan::new(&file, directions, Options { tied: Tied::Edit }).unwrap_or_else(|e| panic!("{e}"));
     let out = OutputFile::create(to, true, &[from]).unwrap();
-    let report = execute(&file, &plan, out, &[], &mut |_| ()).unwrap();
+    let report = execute(&file, &plan, out, &[], &mut |_| ()).and_then(Written::commit).unwrap();
     assert!(report.max_leak < 1e-5, "F32 leaves {}", report.max_leak);
 }
 
