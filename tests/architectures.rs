@@ -9,7 +9,7 @@ use ggsteer::arch::ArchError;
 use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
-use ggsteer::rewrite::{Options, Plan, Tied, Written, execute};
+use ggsteer::rewrite::{Options, Plan, RewriteError, Tied, Written, execute};
 use ggsteer::runtime::{
     CapturePlan, Captured, Item, Model, ModelOptions, Outputs, Session, SessionOptions, Site, Token,
 };
