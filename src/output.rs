@@ -154,6 +154,13 @@ impl OutputFile {
         &self.path
     }
 
+    /// Where the bytes are until [`OutputFile::commit`], for a library that writes to a path of its own accord. It may
+    /// fill this file, never replace it by another.
+    #[must_use]
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
     /// Bytes written so far.
     #[must_use]
     pub fn position(&self) -> u64 {

@@ -301,28 +301,46 @@ fn experts_are_edited_slice_by_slice() {
 }
 
 #[test]
-fn behind_a_norm_the_output_through_it_loses_the_direction() {
-    let mut model = Model::dense("gemma2", GgmlType::F32);
-    for il in 0..2 {
+fn behind_norms_the_output_through_them_loses_the_direction() {
+    let mut sandwich = Model::dense("gemma2", GgmlType::F32);
+    // Its experts and their dense companion pass a norm each, and another together.
+    let mut experts = Model::dense("gemma4", GgmlType::F32);
+    for blk in ["blk.0.", "blk.1."] {
         for norm in ["post_attention_norm", "post_ffw_norm"] {
-            model.add(&format!("blk.{il}.{norm}.weight"), &[N_EMBD], GgmlType::F32);
+            sandwich.add(&format!("{blk}{norm}.weight"), &[N_EMBD], GgmlType::F32);
+            experts.add(&format!("{blk}{norm}.weight"), &[N_EMBD], GgmlType::F32);
         }
+        for norm in ["post_ffw_norm_1", "post_ffw_norm_2"] {
+            experts.add(&format!("{blk}{norm}.weight"), &[N_EMBD], GgmlType::F32);
+        }
+        experts.add(&format!("{blk}ffn_gate_inp.weight"), &[N_EMBD, 3], GgmlType::F32);
+        experts.add(&format!("{blk}ffn_down_exps.weight"), &[32, N_EMBD, 3], GgmlType::F32);
     }
-    let bench = Bench::new(&model.bytes());
-    let (plan, report) = bench.run(&[direction(1)], Options::default()).unwrap();
-    assert!(report.max_leak < 1e-5);
-    let after = bench.result();
     let r = unit_of(&direction(1));
-    for planned in plan.tensors.iter().filter(|p| p.writer.block.is_some()) {
-        let norm = planned.writer.norm_after.as_ref().unwrap();
-        let gamma = decode(&after, after.tensor(norm).unwrap());
-        let info = after.tensor(&planned.writer.tensor).unwrap();
-        let (w, n) = (decode(&after, info), info.ne[0] as usize);
-        // γ⊙(Wx) for x a unit vector is γ⊙(a column): no norm changes its direction.
-        for i in 0..n {
-            let along: f64 =
-                (0..N_EMBD as usize).map(|j| r[j] * f64::from(gamma[j]) * f64::from(w[j * n + i])).sum();
-            assert!(along.abs() < 1e-7, "{}", info.name);
+    for (model, most) in [(sandwich, 1), (experts, 2)] {
+        let bench = Bench::new(&model.bytes());
+        let (plan, report) = bench.run(&[direction(1)], Options::default()).unwrap();
+        assert!(report.max_leak < 1e-5);
+        let after = bench.result();
+        let writers = plan.tensors.iter().map(|p| &p.writer).filter(|w| w.block.is_some());
+        assert_eq!(writers.clone().map(|w| w.norms().count()).max(), Some(most));
+        for writer in writers {
+            // What is left of r by the norms. γ⊙(Wx) for x a unit vector is γ⊙(a column): no norm changes its
+            // direction.
+            let mut u = r.clone();
+            for norm in writer.norms() {
+                for (u, gamma) in u.iter_mut().zip(decode(&after, after.tensor(norm).unwrap())) {
+                    *u *= f64::from(gamma);
+                }
+            }
+            let info = after.tensor(&writer.tensor).unwrap();
+            let (n, size) = (info.ne[0] as usize, u.iter().map(|x| x * x).sum::<f64>().sqrt());
+            for slice in decode(&after, info).chunks(n * N_EMBD as usize) {
+                for i in 0..n {
+                    let along: f64 = u.iter().enumerate().map(|(j, u)| u * f64::from(slice[j * n + i])).sum();
+                    assert!(along.abs() < 1e-6 * size, "{}: {along:e}", info.name);
+                }
+            }
         }
     }
 }

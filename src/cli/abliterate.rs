@@ -11,8 +11,8 @@ use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::PromptSet;
+use ggsteer::random::SplitMix64;
 use ggsteer::runtime::Model;
-use ggsteer::runtime::sampling::SplitMix64;
 use serde::Serialize;
 
 use super::args::{
@@ -163,11 +163,7 @@ fn split(set: &PromptSet, seed: u64) -> Result<[PromptSet; 3]> {
         );
     }
     let mut prompts = set.prompts.clone();
-    // Fisher–Yates.
-    let mut random = SplitMix64(seed);
-    for i in (1..n).rev() {
-        prompts.swap(i, (random.bits() % (i as u64 + 1)) as usize);
-    }
+    SplitMix64(seed).shuffle(&mut prompts);
     let test = prompts.split_off(n - n / 5);
     let validation = prompts.split_off(prompts.len() - n / 5);
     Ok([prompts, validation, test].map(|part| PromptSet::new(part, set.source.clone())))
@@ -190,7 +186,7 @@ pub fn find(
     tokens: Option<ggsteer::select::grid::RefusalTokens>,
 ) -> Result<Found> {
     let sets = [tokenize(model, &train.harmful)?, tokenize(model, &train.harmless)?];
-    let contrast = steps::measure(ui, run, model, [&sets[0], &sets[1]], steps::source(model, train)?)?;
+    let contrast = steps::measure(ui, run, model, [&sets[0], &sets[1]], steps::source(model, train)?, None)?;
     let sets = [tokenize(model, &validation.harmful)?, tokenize(model, &validation.harmless)?];
     let choice = steps::select(ui, run, model, &contrast, [&sets[0], &sets[1]], markers, tokens)?;
     let direction = choice.direction(&contrast)?;

@@ -7,7 +7,7 @@ use clap::Args;
 use ggsteer::direction::Direction;
 use ggsteer::evaluate::refusals::Markers;
 use ggsteer::evaluate::run::Set;
-use ggsteer::gguf::GgufFile;
+use ggsteer::gguf::{GgufFile, ModelSummary};
 use ggsteer::prompts::{self, PromptSet};
 use ggsteer::runtime::template::ChatTemplate;
 use ggsteer::runtime::{Error, Model, ModelOptions, Prompt, Session, SessionOptions};
@@ -169,6 +169,42 @@ pub fn direction(path: &Path, block: Option<usize>, model: &Model) -> Result<Dir
         .check_model(&model.architecture(), model.n_embd())
         .with_context(|| path.display().to_string())?;
     Ok(direction)
+}
+
+/// The directions of an edit.
+#[derive(Debug, Clone, Args)]
+pub struct DirectionArgs {
+    /// The direction; several erase their span
+    #[arg(long, value_name = "DIRECTION", required = true)]
+    pub direction: Vec<PathBuf>,
+    /// Which block's direction to take from a file that holds several
+    #[arg(long, value_name = "IL")]
+    pub block: Option<usize>,
+}
+
+impl DirectionArgs {
+    /// Their files.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.direction.iter().map(PathBuf::as_path)
+    }
+
+    /// Their files as the user named them.
+    pub fn names(&self) -> Vec<String> {
+        self.paths().map(|p| p.display().to_string()).collect()
+    }
+
+    /// Reads them, checked against the model file they are for.
+    pub fn load(&self, file: &GgufFile) -> Result<Vec<Direction>> {
+        let at = || file.path().display().to_string();
+        let arch = file.arch().with_context(at)?.to_string();
+        let n_embd = ModelSummary::new(file).with_context(at)?.n_embd as usize;
+        let load = |path: &Path| -> Result<Direction> {
+            let direction = Direction::load(path, self.block)?;
+            direction.check_model(&arch, n_embd)?;
+            Ok(direction)
+        };
+        self.paths().map(|path| load(path).with_context(|| path.display().to_string())).collect()
+    }
 }
 
 /// A remark on what a model is.

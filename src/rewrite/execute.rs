@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 
-use super::basis::{Basis, through_norm};
+use super::basis::{Basis, seen_by};
 use super::edit::{Matrix, Sums, orthogonalize};
 use super::{Plan, PlannedTensor, Report, RewriteError, TensorReport, header};
 use crate::arch::Axis;
@@ -251,14 +251,7 @@ fn edit(
     out: &mut dyn Write,
 ) -> Result<TensorReport, RewriteError> {
     let writer = &planned.writer;
-    let through;
-    let basis = match &writer.norm_after {
-        None => basis,
-        Some(norm) => {
-            through = through_norm(basis, &norm_weights(file, norm)?, writer.norm_centred);
-            &through
-        }
-    };
+    let basis = &seen_by(file, writer, basis)?;
     let data = file.tensor_data(info);
     let (n, rows) = (info.ne[0] as usize, info.rows() as usize);
     let rows_per_slice = if writer.axis == Axis::Output { info.ne[1] as usize } else { rows };
@@ -287,7 +280,7 @@ fn edit(
 }
 
 /// The γ of a norm, every value finite.
-fn norm_weights(file: &GgufFile, norm: &str) -> Result<Vec<f32>, RewriteError> {
+pub(super) fn norm_weights(file: &GgufFile, norm: &str) -> Result<Vec<f32>, RewriteError> {
     let tensor = || norm.to_string();
     let info = file.tensor(norm).ok_or_else(|| RewriteError::OtherFile { tensor: tensor() })?;
     let mut gamma = vec![0.0; info.elements() as usize];
@@ -340,6 +333,7 @@ mod tests {
                     kind: WriterKind::FfnDown,
                     axis: Axis::Output,
                     norm_after: None,
+                    norm_outer: None,
                     norm_centred: false,
                 },
                 r#type: info.ty,

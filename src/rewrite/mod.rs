@@ -9,15 +9,25 @@
 mod basis;
 mod edit;
 mod execute;
+mod figures;
 mod header;
+#[allow(dead_code)]
+mod nearest;
 mod plan;
+mod record;
 mod report;
+mod rows;
 mod verify;
 
 pub use execute::{Progress, Written, execute};
+pub use figures::{Figures, Meter, Part, Totals};
 pub use plan::{Options, Plan, PlannedTensor, Tied};
+pub use record::{Record, RecordedDirection};
 pub use report::{Report, TensorReport};
-pub use verify::{VerifyError, verify_untouched};
+pub use verify::{TensorCheck, Verification, VerifyError, verify, verify_untouched};
+
+pub(crate) use basis::{orthonormal, seen_by};
+pub(crate) use rows::Rows;
 
 use std::io;
 

@@ -74,6 +74,8 @@ pub struct Spec {
     /// Key and value heads; equals `n_head` for gpt2.
     pub n_head_kv: usize,
     pub n_ff: usize,
+    /// Experts in each block's FFN, and how many of them a token goes through; (0, 0) for a dense FFN. llama only.
+    pub experts: (usize, usize),
     pub n_layer: usize,
     pub n_ctx: usize,
     /// No `output.weight`: the token embedding is the output head too.
@@ -94,6 +96,7 @@ impl Spec {
             n_head: 4,
             n_head_kv: if arch == Arch::Gpt2 { 4 } else { 2 },
             n_ff: 128,
+            experts: (0, 0),
             n_layer: 3,
             n_ctx: 128,
             tied: arch != Arch::Llama,
@@ -133,6 +136,10 @@ impl Spec {
             kv.push((format!("{a}.attention.layer_norm_rms_epsilon"), Value::F32(NORM_EPS)));
             kv.push((format!("{a}.rope.freq_base"), Value::F32(ROPE_BASE)));
             kv.push((format!("{a}.rope.dimension_count"), u32(self.n_embd_head())));
+        }
+        if self.experts.0 > 0 {
+            kv.push((format!("{a}.expert_count"), u32(self.experts.0)));
+            kv.push((format!("{a}.expert_used_count"), u32(self.experts.1)));
         }
         kv.extend(tokenizer());
         if let Some(template) = &self.chat_template {
@@ -188,6 +195,20 @@ impl Spec {
                     bias("ffn_down.bias", d),
                 ],
             };
+            if self.experts.0 > 0 {
+                block.retain(|(name, ..)| {
+                    !["ffn_gate", "ffn_up", "ffn_down"].iter().any(|f| name.starts_with(f))
+                });
+                let slices = |name: &str, n_in: usize, n_out: usize, role: Role| {
+                    (name.to_owned(), vec![n_in, n_out, self.experts.0], role)
+                };
+                block.extend([
+                    matrix("ffn_gate_inp.weight", d, self.experts.0),
+                    slices("ffn_gate_exps.weight", d, f, Role::Matrix),
+                    slices("ffn_up_exps.weight", d, f, Role::Matrix),
+                    slices("ffn_down_exps.weight", f, d, Role::Writer { n_writes }),
+                ]);
+            }
             if self.arch == Arch::Qwen2 {
                 block.extend([bias("attn_q.bias", d), bias("attn_k.bias", kv), bias("attn_v.bias", kv)]);
             }
@@ -263,6 +284,13 @@ impl Model {
     /// The data of a tensor that the architecture always has.
     pub fn get(&self, name: &str) -> &[f32] {
         self.find(name).unwrap_or_else(|| panic!("the model has no tensor {name}"))
+    }
+
+    /// The data of one slice of a tensor of experts.
+    pub fn slice(&self, name: &str, expert: usize) -> &[f32] {
+        let data = self.get(name);
+        let n = data.len() / self.spec.experts.0;
+        &data[expert * n..][..n]
     }
 
     /// Writes the model in F32.
@@ -385,7 +413,7 @@ pub fn big(path: &Path, spec: &Spec, ty: Type) -> io::Result<()> {
 }
 
 /// The tokenizer's metadata: GPT-2's byte-level BPE with 256 bytes, [`MERGES`] and [`SPECIAL`].
-fn tokenizer() -> Vec<(String, Value)> {
+pub fn tokenizer() -> Vec<(String, Value)> {
     let mut tokens: Vec<String> = (0..=255).map(|b| byte_char(b).to_string()).collect();
     tokens.extend(MERGES.iter().map(|(a, b)| format!("{a}{b}")));
     tokens.extend(SPECIAL.map(str::to_owned));
