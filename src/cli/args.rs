@@ -32,7 +32,7 @@ pub struct RunArgs {
 impl RunArgs {
     /// Loads a model, after our own reader has checked the file.
     pub fn load(&self, path: &Path) -> Result<Model> {
-        GgufFile::open(path).with_context(|| path.display().to_string())?;
+        let file = GgufFile::open(path).with_context(|| path.display().to_string())?;
         let chat_template = match &self.chat_template {
             None => None,
             Some(name) => Some(match ChatTemplate::builtin(name) {
@@ -44,7 +44,8 @@ impl RunArgs {
             }),
         };
         let options = ModelOptions { chat_template };
-        Model::load(path, &options).map_err(|error| match (&error, &self.chat_template) {
+        // Of a split model, the first part is the one that llama.cpp loads.
+        Model::load(file.path(), &options).map_err(|error| match (&error, &self.chat_template) {
             (Error::Template(_), Some(name)) => anyhow!("--chat-template {name}: {error}"),
             (Error::Template(_), None) => anyhow!("{}: {error}", path.display()),
             _ => error.into(),

@@ -74,7 +74,7 @@ impl Args {
         let (plan, report) = steps::orthogonalize(ui, &self.model, &directions, self.tied.into(), out)?;
         let output = Output {
             model: at(),
-            output: self.output.display().to_string(),
+            output: report.files[0].display().to_string(),
             directions: self.directions.names(),
             tied_embeddings: plan.tied_embeddings,
             tied: plan.tied,

@@ -202,15 +202,15 @@ pub fn orthogonalize(
     let path = out.path().to_path_buf();
     let bar = ui.progress(plan.tensors.len(), "rewriting");
     let keys = Record::new("orthogonalize", &file, directions).of_plan(&plan).keys();
-    let report = rewrite::execute(&file, &plan, out, &keys, &mut |p| bar.inc(u64::from(p.edited)));
-    let report = report.map_err(|error| match error {
+    let written = rewrite::execute(&file, &plan, out, &keys, &mut |p| bar.inc(u64::from(p.edited)));
+    let written = written.map_err(|error| match error {
         // Names the output, and the input is not to blame.
         RewriteError::Output(_) | RewriteError::Write(_) => error.into(),
         _ => anyhow::Error::from(error).context(at()),
     })?;
     bar.finish_and_clear();
-    let written = GgufFile::open(&path).with_context(|| path.display().to_string())?;
-    rewrite::verify_untouched(&file, &written, &plan).with_context(|| path.display().to_string())?;
+    rewrite::verify_untouched(&file, written.file(), &plan).with_context(|| path.display().to_string())?;
+    let report = written.commit()?;
     if report.max_leak > MAX_LEAK {
         let worst = report.tensors.iter().filter(|t| t.leak > MAX_LEAK);
         warn(&format!(

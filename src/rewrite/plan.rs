@@ -36,11 +36,13 @@ pub struct Options {
 pub struct PlannedTensor {
     /// How it writes the stream.
     pub writer: Writer,
-    /// Its type, before and after.
+    /// Its type in the file.
     pub r#type: GgmlType,
+    /// Its type in the new file.
+    pub out_type: GgmlType,
     /// Its shape.
     pub ne: [u64; 4],
-    /// Its bytes, before and after.
+    /// Its bytes in the file.
     pub bytes: u64,
 }
 
@@ -113,7 +115,13 @@ impl Plan {
             if let Some(source) = problem {
                 return Err(RewriteError::Type { tensor: writer.tensor, source });
             }
-            plan.tensors.push(PlannedTensor { writer, r#type: ty, ne: info.ne, bytes: info.bytes });
+            plan.tensors.push(PlannedTensor {
+                writer,
+                r#type: ty,
+                out_type: ty,
+                ne: info.ne,
+                bytes: info.bytes,
+            });
         }
         Ok(plan)
     }

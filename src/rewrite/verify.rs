@@ -143,10 +143,13 @@ pub fn verify<E: From<RewriteError>>(
         _ if is_tied && tied == Tied::Skip && writer.kind == WriterKind::TokenEmbedding => 0.0,
         _ => 1.0,
     };
-    let edited = |name: &str| writers.iter().any(|w| w.tensor == name && strength(w) != 0.0);
+    let edited = |name: &str| {
+        let writer = writers.iter().find(|w| w.tensor == name)?;
+        (strength(writer) != 0.0).then_some(Retyped::ToAny)
+    };
 
     let mut differences = record.as_ref().map_or(Vec::new(), |r| unlike(r, original, directions, &writers));
-    let (n_untouched, found) = compare(original, out, &edited, untied, true);
+    let (n_untouched, found) = compare(original, out, &edited, untied);
     differences.extend(found);
 
     let mut tensors = Vec::new();
@@ -258,23 +261,34 @@ fn changed(a: &[u8], b: &[u8], comparable: bool) -> u64 {
 /// # Errors
 /// [`VerifyError`] with the first difference.
 pub fn verify_untouched(original: &GgufFile, out: &GgufFile, plan: &Plan) -> Result<usize, VerifyError> {
-    let edited = |name: &str| plan.tensors.iter().any(|p| p.writer.tensor == name);
-    let (compared, differences) = compare(original, out, &edited, plan.unties(), false);
+    let edited = |name: &str| {
+        let planned = plan.tensors.iter().find(|p| p.writer.tensor == name)?;
+        Some(Retyped::To(planned.out_type))
+    };
+    let (compared, differences) = compare(original, out, &edited, plan.unties());
     differences.into_iter().next().map_or(Ok(compared), Err)
 }
 
-/// The number of tensors compared, and everything that differs outside the `edited` ones; these may be of another type
-/// where `retyped`. With `untied` the original embedding must stand as `output.weight` behind the tensors.
+/// The type that an edited tensor may have.
+enum Retyped {
+    To(GgmlType),
+    ToAny,
+}
+
+/// The number of tensors compared, and everything that differs outside the `edited` ones. With `untied` the original
+/// embedding must stand as `output.weight` behind the tensors.
 fn compare(
     original: &GgufFile,
     out: &GgufFile,
-    edited: &dyn Fn(&str) -> bool,
+    edited: &dyn Fn(&str) -> Option<Retyped>,
     untied: bool,
-    retyped: bool,
 ) -> (usize, Vec<VerifyError>) {
     let mut differences = Vec::new();
-    let mut theirs = out.metadata().iter();
-    for (key, value) in original.metadata().iter().filter(|(key, _)| !key.starts_with("ggsteer.")) {
+    // Of a split model, the number of tensors follows from them, and they are compared below.
+    let may_differ = |key: &str| key.starts_with("ggsteer.") || key == "split.tensors.count";
+    let mut theirs = out.parts().iter().flat_map(|part| part.metadata());
+    let ours = original.parts().iter().flat_map(|part| part.metadata());
+    for (key, value) in ours.filter(|(key, _)| !may_differ(key)) {
         let rest = theirs.clone();
         if !theirs.by_ref().any(|(k, v)| k == key && stored(v) == stored(value)) {
             differences.push(VerifyError::Key { key: key.clone() });
@@ -292,20 +306,21 @@ fn compare(
             None => (embedding.filter(|_| index == n), "output.weight"),
         };
         let new = out.tensors().get(index);
-        let describe = |info: Option<&TensorInfo>, name: &str, typed: bool| match info {
-            Some(t) if typed => format!("{name} {:?} {}", t.shape(), t.ty),
-            Some(t) => format!("{name} {:?}", t.shape()),
-            None => "nothing".to_string(),
+        let edit = if index < n { edited(name) } else { None };
+        let any = matches!(edit, Some(Retyped::ToAny));
+        let describe = |t: &TensorInfo, name: &str, ty: GgmlType| {
+            let ty = if any { String::new() } else { format!(" {ty}") };
+            format!("{name} {:?}{ty}", t.shape())
         };
-        let is_edited = index < n && edited(name);
-        let typed = !(retyped && is_edited);
-        let expected = describe(old, name, typed);
-        let found = describe(new, new.map_or("", |t| t.name.as_str()), typed);
+        let nothing = || "nothing".to_string();
+        let wanted = |t: &TensorInfo| if let Some(Retyped::To(ty)) = edit { ty } else { t.ty };
+        let expected = old.map_or_else(nothing, |t| describe(t, name, wanted(t)));
+        let found = new.map_or_else(nothing, |t| describe(t, &t.name, t.ty));
         if expected != found {
             differences.push(VerifyError::Tensors { index, expected, found });
             continue;
         }
-        let (Some(old), Some(new), false) = (old, new, is_edited) else { continue };
+        let (Some(old), Some(new), None) = (old, new, edit) else { continue };
         let (a, b) = (original.tensor_data(old), out.tensor_data(new));
         if a != b {
             let at = a.iter().zip(b).position(|(x, y)| x != y).unwrap_or(a.len().min(b.len()));

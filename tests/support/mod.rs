@@ -8,5 +8,6 @@
 #![forbid(unsafe_code)]
 
 pub mod forward;
+pub mod split;
 pub mod tiny;
 pub mod writer;

@@ -113,7 +113,8 @@ impl Spec {
         self.n_embd_head() * self.n_head_kv
     }
 
-    fn metadata(&self) -> Vec<(String, Value)> {
+    /// The keys and values of its file.
+    pub fn metadata(&self) -> Vec<(String, Value)> {
         let u32 = |v: usize| Value::U32(v as u32);
         let a = self.arch.name();
         let mut kv = vec![
