@@ -6,6 +6,7 @@ mod support;
 
 use std::fs;
 
+use ggsteer::direction::{Direction, Provenance};
 use ggsteer::gguf::{GgufFile, Value, Writer};
 use ggsteer::quant::GgmlType;
 use program::Folder;
@@ -133,7 +134,7 @@ fn control_vectors_say_what_stock_llama_cpp_makes_of_them() {
         "export control-vector direction.gguf --additive -o direction.gguf --force",
         &["is the input"],
     );
-    let first = ggsteer::direction::Direction::new(vec![1.0; 32], 0, Default::default()).unwrap();
+    let first = Direction::new(vec![1.0; 32], 0, Provenance::default()).unwrap();
     first.save(folder.path("first.gguf"), false).unwrap();
     let first = "export control-vector first.gguf -o out.gguf";
     folder.refuses(&format!("{first} --additive"), &["first.gguf", "block 0", "llama.cpp"]);

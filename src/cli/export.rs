@@ -67,11 +67,11 @@ struct LoraOutput<'a> {
 
 impl LoraArgs {
     fn run(self, ui: Ui) -> Result<()> {
-        let mut inputs: Vec<&Path> = vec![&self.model];
-        inputs.extend(self.directions.paths());
-        let out = OutputFile::create(&self.output, self.force, &inputs)?;
         let at = || self.model.display().to_string();
         let file = GgufFile::open(&self.model).with_context(at)?;
+        // Of a split model, each part.
+        let inputs: Vec<&Path> = file.paths().into_iter().chain(self.directions.paths()).collect();
+        let out = OutputFile::create(&self.output, self.force, &inputs)?;
         let directions = self.directions.load(&file)?;
         let vectors: Vec<Vec<f32>> = directions.iter().map(|d| d.vector.clone()).collect();
         let lora = Lora::new(&file, &vectors).with_context(at)?;

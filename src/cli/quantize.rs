@@ -73,11 +73,11 @@ impl Size {
 impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
         let file_type = FileType::from_name(&self.file_type).context("--type")?;
-        let mut inputs: Vec<&Path> = vec![&self.model];
-        inputs.extend(self.imatrix.as_deref());
-        let out = OutputFile::create(&self.output, self.force, &inputs)?;
         let at = || self.model.display().to_string();
         let file = GgufFile::open(&self.model).with_context(at)?;
+        // Of a split model, each part.
+        let inputs: Vec<&Path> = file.paths().into_iter().chain(self.imatrix.as_deref()).collect();
+        let out = OutputFile::create(&self.output, self.force, &inputs)?;
         let before = Size::of(&file).with_context(at)?;
         let imatrix = self.imatrix.as_deref().map(Imatrix::load).transpose()?;
         let importance: Option<Vec<(&str, &[f32])>> = imatrix.as_ref().map(|i| i.entries().collect());

@@ -135,7 +135,7 @@ impl Lora {
         match writer.axis {
             Axis::Bias => Some(Reason::Bias),
             // One row an expert.
-            Axis::Row if writer.tensor.ends_with(".bias") => Some(Reason::Bias),
+            Axis::Row if writer.kind.group() == "bias" => Some(Reason::Bias),
             _ if without.is_some_and(|(_, names)| names.contains(&base)) => Some(Reason::WithoutAdapters),
             Axis::Row if writer.tensor != "token_embd.weight" => Some(Reason::LookedUp),
             Axis::Row if tied => Some(Reason::Tied),

@@ -143,10 +143,13 @@ pub fn verify<E: From<RewriteError>>(
         _ if is_tied && tied == Tied::Skip && writer.kind == WriterKind::TokenEmbedding => 0.0,
         _ => 1.0,
     };
-    let edited = |name: &str| writers.iter().any(|w| w.tensor == name && strength(w) != 0.0);
+    let edited = |name: &str| {
+        let writer = writers.iter().find(|w| w.tensor == name)?;
+        (strength(writer) != 0.0).then_some(Retyped::ToAny)
+    };
 
     let mut differences = record.as_ref().map_or(Vec::new(), |r| unlike(r, original, directions, &writers));
-    let (n_untouched, found) = compare(original, out, &edited, untied, true);
+    let (n_untouched, found) = compare(original, out, &edited, untied);
     differences.extend(found);
 
     let mut tensors = Vec::new();
@@ -258,33 +261,27 @@ fn changed(a: &[u8], b: &[u8], comparable: bool) -> u64 {
 /// # Errors
 /// [`VerifyError`] with the first difference.
 pub fn verify_untouched(original: &GgufFile, out: &GgufFile, plan: &Plan) -> Result<usize, VerifyError> {
-    let edited = |name: &str| plan.tensors.iter().any(|p| p.writer.tensor == name);
-    let (compared, differences) = compare(original, out, &edited, plan.unties(), true);
-    if let Some(difference) = differences.into_iter().next() {
-        return Err(difference);
-    }
-    for planned in &plan.tensors {
-        let index = out.tensors().iter().position(|t| t.name == planned.writer.tensor);
-        let found = index.map(|i| out.tensors()[i].ty);
-        if found != Some(planned.out_type) {
-            return Err(VerifyError::Tensors {
-                index: index.unwrap_or(out.tensors().len()),
-                expected: format!("{} {}", planned.writer.tensor, planned.out_type),
-                found: found.map_or("nothing".into(), |ty| ty.to_string()),
-            });
-        }
-    }
-    Ok(compared)
+    let edited = |name: &str| {
+        let planned = plan.tensors.iter().find(|p| p.writer.tensor == name)?;
+        Some(Retyped::To(planned.out_type))
+    };
+    let (compared, differences) = compare(original, out, &edited, plan.unties());
+    differences.into_iter().next().map_or(Ok(compared), Err)
 }
 
-/// The number of tensors compared, and everything that differs outside the `edited` ones; these may be of another type
-/// where `retyped`. With `untied` the original embedding must stand as `output.weight` behind the tensors.
+/// The type that an edited tensor may have.
+enum Retyped {
+    To(GgmlType),
+    ToAny,
+}
+
+/// The number of tensors compared, and everything that differs outside the `edited` ones. With `untied` the original
+/// embedding must stand as `output.weight` behind the tensors.
 fn compare(
     original: &GgufFile,
     out: &GgufFile,
-    edited: &dyn Fn(&str) -> bool,
+    edited: &dyn Fn(&str) -> Option<Retyped>,
     untied: bool,
-    retyped: bool,
 ) -> (usize, Vec<VerifyError>) {
     let mut differences = Vec::new();
     // Of a split model, the number of tensors follows from them, and they are compared below.
@@ -309,20 +306,21 @@ fn compare(
             None => (embedding.filter(|_| index == n), "output.weight"),
         };
         let new = out.tensors().get(index);
-        let describe = |info: Option<&TensorInfo>, name: &str, typed: bool| match info {
-            Some(t) if typed => format!("{name} {:?} {}", t.shape(), t.ty),
-            Some(t) => format!("{name} {:?}", t.shape()),
-            None => "nothing".to_string(),
+        let edit = if index < n { edited(name) } else { None };
+        let any = matches!(edit, Some(Retyped::ToAny));
+        let describe = |t: &TensorInfo, name: &str, ty: GgmlType| {
+            let ty = if any { String::new() } else { format!(" {ty}") };
+            format!("{name} {:?}{ty}", t.shape())
         };
-        let is_edited = index < n && edited(name);
-        let typed = !(retyped && is_edited);
-        let expected = describe(old, name, typed);
-        let found = describe(new, new.map_or("", |t| t.name.as_str()), typed);
+        let nothing = || "nothing".to_string();
+        let wanted = |t: &TensorInfo| if let Some(Retyped::To(ty)) = edit { ty } else { t.ty };
+        let expected = old.map_or_else(nothing, |t| describe(t, name, wanted(t)));
+        let found = new.map_or_else(nothing, |t| describe(t, &t.name, t.ty));
         if expected != found {
             differences.push(VerifyError::Tensors { index, expected, found });
             continue;
         }
-        let (Some(old), Some(new), false) = (old, new, is_edited) else { continue };
+        let (Some(old), Some(new), None) = (old, new, edit) else { continue };
         if let Some(at) = original.first_difference(old, (out, new)) {
             differences.push(VerifyError::Bytes { name: new.name.clone(), at });
             continue;
