@@ -127,9 +127,10 @@ fn the_tokenizer_merges_and_knows_its_special_tokens() {
 #[test]
 fn streamed_files_of_every_type_load_and_run() {
     let folder = tempfile::tempdir().expect("the temporary folder is writable");
-    for ty in [Type::F32, Type::F16, Type::Q8_0] {
+    for ty in [Type::F32, Type::F16, Type::Q8_0, Type::Q4K, Type::Q6K] {
         let path = folder.path().join("streamed.gguf");
-        big(&path, &Spec::new(Arch::Llama), ty).expect("the temporary folder has room");
+        let spec = Spec { n_embd: 256, n_ff: 512, n_vocab: N_VOCAB + 5, ..Spec::new(Arch::Llama) };
+        big(&path, &spec, ty).expect("the temporary folder has room");
         let logits = llama_cpp_file_logits(&path, &TOKENS);
         let largest = logits.iter().flatten().fold(0.0, |m: f32, v| m.max(v.abs()));
         assert!(logits.iter().flatten().all(|v| v.is_finite()) && largest > 0.1, "{ty:?}: {largest}");

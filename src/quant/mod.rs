@@ -7,7 +7,9 @@
 mod codec;
 mod grid;
 mod types;
+mod wide;
 
 pub use codec::{CodecError, decode, encode, validate};
 pub use grid::Grid;
 pub use types::{GgmlType, UnknownType};
+pub(crate) use wide::wide;

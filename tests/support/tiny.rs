@@ -77,6 +77,8 @@ pub struct Spec {
     /// Experts in each block's FFN, and how many of them a token goes through; (0, 0) for a dense FFN. llama only.
     pub experts: (usize, usize),
     pub n_layer: usize,
+    /// At least [`N_VOCAB`]; tokens beyond those are never used.
+    pub n_vocab: usize,
     pub n_ctx: usize,
     /// No `output.weight`: the token embedding is the output head too.
     pub tied: bool,
@@ -98,6 +100,7 @@ impl Spec {
             n_ff: 128,
             experts: (0, 0),
             n_layer: 3,
+            n_vocab: N_VOCAB,
             n_ctx: 128,
             tied: arch != Arch::Llama,
             chat_template: Some(CHATML.to_owned()),
@@ -141,7 +144,7 @@ impl Spec {
             kv.push((format!("{a}.expert_count"), u32(self.experts.0)));
             kv.push((format!("{a}.expert_used_count"), u32(self.experts.1)));
         }
-        kv.extend(tokenizer());
+        kv.extend(tokenizer(self.n_vocab));
         if let Some(template) = &self.chat_template {
             kv.push(("tokenizer.chat_template".to_owned(), Value::Str(template.clone())));
         }
@@ -163,7 +166,7 @@ impl Spec {
         let gain = |name: &str| (name.to_owned(), vec![d], Role::Gain);
         let bias = |name: &str, n: usize| (name.to_owned(), vec![n], Role::Bias);
 
-        let mut all = vec![("token_embd.weight".to_owned(), vec![d, N_VOCAB], Role::Embedding)];
+        let mut all = vec![("token_embd.weight".to_owned(), vec![d, self.n_vocab], Role::Embedding)];
         if self.arch == Arch::Gpt2 {
             all.push(("position_embd.weight".to_owned(), vec![d, self.n_ctx], Role::Embedding));
         }
@@ -219,7 +222,7 @@ impl Spec {
             all.push(bias("output_norm.bias", d));
         }
         if !self.tied {
-            all.push(matrix("output.weight", d, N_VOCAB));
+            all.push(matrix("output.weight", d, self.n_vocab));
         }
         all
     }
@@ -383,15 +386,42 @@ fn big_spec(seed: u64) -> Spec {
     }
 }
 
+/// Writes a llama as wide as those of 8 billion parameters, of `n_layer` blocks (about 130 MB each), with the types of
+/// Q4_K_M: Q4_K, and Q6_K where it matters most.
+pub fn wide_q4_k_m(path: &Path, n_layer: usize, seed: u64) -> io::Result<()> {
+    let spec = Spec {
+        n_embd: 4096,
+        n_head: 32,
+        n_head_kv: 8,
+        n_ff: 14336,
+        n_layer,
+        n_vocab: 32_000,
+        n_ctx: 2048,
+        seed,
+        ..Spec::new(Arch::Llama)
+    };
+    let more_bits = |il: usize| il < n_layer / 8 || il >= 7 * n_layer / 8 || (il - n_layer / 8) % 3 == 2;
+    big_mixed(path, &spec, |name| {
+        let il = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
+        let matters = ["attn_v.weight", "ffn_down.weight"].iter().any(|end| name.ends_with(end));
+        if name == "output.weight" || (matters && il.is_some_and(more_bits)) { Type::Q6K } else { Type::Q4K }
+    })
+}
+
 /// Writes a model whose matrices are of type `ty`, value by value, whatever its size.
 pub fn big(path: &Path, spec: &Spec, ty: Type) -> io::Result<()> {
+    big_mixed(path, spec, |_| ty)
+}
+
+/// The same with a type for each name.
+fn big_mixed(path: &Path, spec: &Spec, ty: impl Fn(&str) -> Type) -> io::Result<()> {
     let layout = spec.layout();
     let infos: Vec<_> = layout
         .iter()
         .map(|(name, ne, _)| Info {
             name: name.clone(),
             ne: ne.iter().map(|&n| n as u64).collect(),
-            ty: if ne.len() == 1 { Type::F32 } else { ty },
+            ty: if ne.len() == 1 { Type::F32 } else { ty(name) },
         })
         .collect();
     let mut random = Random(spec.seed);
@@ -408,17 +438,25 @@ pub fn big(path: &Path, spec: &Spec, ty: Type) -> io::Result<()> {
             Type::F16 => (0..n)
                 .try_for_each(|_| out.write_all(&f16::from_f32(deviation * random.spread()).to_le_bytes())),
             Type::Q8_0 => (0..n / 32).try_for_each(|_| out.write_all(&random.q8_0_block(deviation))),
+            Type::Q4K => (0..n / 256).try_for_each(|_| out.write_all(&random.q4_k_block(deviation))),
+            Type::Q6K => (0..n / 256).try_for_each(|_| out.write_all(&random.q6_k_block(deviation))),
         }
     })
 }
 
 /// The tokenizer's metadata: GPT-2's byte-level BPE with 256 bytes, [`MERGES`] and [`SPECIAL`].
-pub fn tokenizer() -> Vec<(String, Value)> {
+pub fn tokenizer(n_vocab: usize) -> Vec<(String, Value)> {
     let mut tokens: Vec<String> = (0..=255).map(|b| byte_char(b).to_string()).collect();
     tokens.extend(MERGES.iter().map(|(a, b)| format!("{a}{b}")));
     tokens.extend(SPECIAL.map(str::to_owned));
-    // 1 is NORMAL, 3 is CONTROL.
-    let types = (0..N_VOCAB).map(|id| if id < N_VOCAB - SPECIAL.len() { 1 } else { 3 }).collect();
+    tokens.extend((N_VOCAB..n_vocab).map(|id| format!("<|unused{id}|>")));
+    // 1 is NORMAL, 3 is CONTROL, 5 is UNUSED.
+    let kind = |id| match id {
+        N_VOCAB.. => 5,
+        id if id < N_VOCAB - SPECIAL.len() => 1,
+        _ => 3,
+    };
+    let types = (0..n_vocab).map(kind).collect();
     let key = |k: &str| format!("tokenizer.ggml.{k}");
     vec![
         (key("model"), Value::Str("gpt2".to_owned())),
@@ -470,5 +508,43 @@ impl Random {
             chunk.copy_from_slice(&self.bits().to_le_bytes().map(|b| if b == 0x80 { 0x81 } else { b }));
         }
         block
+    }
+    /// One Q4_K block of 256 weights: two f16 scales, eight pairs of 6-bit multiples of them, 256 codes of 4 bits. A
+    /// uniform code deviates by 4.6 from 7.5, which the second scale takes off; the multiples deviate from 0 by 48.
+    fn q4_k_block(&mut self, deviation: f32) -> [u8; 144] {
+        let scale = deviation / (4.6 * 48.0) * (1.0 + 0.2 * self.spread());
+        let mut block = [0; 144];
+        block[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+        block[2..4].copy_from_slice(&f16::from_f32(7.5 * scale).to_le_bytes());
+        let multiples = self.bits().to_le_bytes().map(|b| 32 | (b & 31));
+        let (first, last) = multiples.split_at(4);
+        for g in 0..4 {
+            let both = first[g] | (last[g] >> 4 << 6);
+            (block[4 + g], block[8 + g]) = (both, both);
+            block[12 + g] = (last[g] & 15) | (last[g] << 4);
+        }
+        self.fill(&mut block[16..]);
+        block
+    }
+
+    /// One Q6_K block of 256 weights: 256 codes of 6 bits, sixteen signed multiples of an f16 scale. A uniform code
+    /// deviates by 18.5 from 32, the multiples by 96 from 0.
+    fn q6_k_block(&mut self, deviation: f32) -> [u8; 210] {
+        let scale = deviation / (18.5 * 96.0) * (1.0 + 0.2 * self.spread());
+        let mut block = [0; 210];
+        self.fill(&mut block);
+        for multiple in &mut block[192..208] {
+            // From 64 to 127 or from -128 to -65.
+            *multiple =
+                (*multiple & 0x80) | if *multiple & 0x80 == 0 { 0x40 } else { 0 } | (*multiple & 0x3f);
+        }
+        block[208..].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+        block
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            chunk.copy_from_slice(&self.bits().to_le_bytes()[..chunk.len()]);
+        }
     }
 }

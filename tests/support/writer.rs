@@ -25,6 +25,8 @@ pub enum Type {
     F32,
     F16,
     Q8_0,
+    Q4K,
+    Q6K,
 }
 
 impl Type {
@@ -33,15 +35,19 @@ impl Type {
             Type::F32 => 0,
             Type::F16 => 1,
             Type::Q8_0 => 8,
+            Type::Q4K => 12,
+            Type::Q6K => 14,
         }
     }
 
-    /// Bytes of `n` elements; `n` must be a multiple of 32 for `Q8_0`.
+    /// Bytes of `n` elements; `n` must be a multiple of the block, 32 for `Q8_0` and 256 for `Q4K` and `Q6K`.
     pub fn bytes(self, n: u64) -> u64 {
         match self {
             Type::F32 => n * 4,
             Type::F16 => n * 2,
             Type::Q8_0 => n / 32 * 34,
+            Type::Q4K => n / 256 * 144,
+            Type::Q6K => n / 256 * 210,
         }
     }
 }

@@ -17,7 +17,7 @@ mod ternary;
 #[cfg(test)]
 mod tests;
 
-use super::GgmlType;
+use super::{GgmlType, wide};
 
 /// The grid of one type: where codes, scales and offsets lie in a block, and what they mean.
 #[derive(Debug)]
@@ -113,9 +113,11 @@ impl Grid {
     /// The [`value`](Self::value)s of codes that share a scale and an offset.
     ///
     /// # Panics
-    /// If there are not as many values as codes, or a code is no index of [`levels`](Self::levels).
-    pub fn values(&self, scale: f32, offset: f32, codes: &[u8], values: &mut [f32]) {
-        assert_eq!(codes.len(), values.len(), "one value a code");
+    /// If a code is no index of [`levels`](Self::levels).
+    // Always, for `wide`.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
+    pub(crate) fn values(&self, scale: f32, offset: f32, codes: &[u8], values: &mut [f32]) {
         if self.is_uniform() {
             let (first, gap) = (self.levels[0], self.smallest_gap);
             for (value, code) in values.iter_mut().zip(codes) {
@@ -138,15 +140,21 @@ impl Grid {
         let groups = self.block / self.group;
         let (codes, scales, offsets) =
             (&mut codes[..self.block], &mut scales[..groups], &mut offsets[..groups]);
-        for (bytes, values) in bytes.chunks_exact(self.bytes).zip(values.chunks_exact_mut(self.block)) {
-            (self.scales)(bytes, scales, offsets);
-            (self.unpack)(bytes, codes);
-            let fields = scales.iter().zip(&*offsets);
-            let groups = codes.chunks_exact(self.group).zip(values.chunks_exact_mut(self.group));
-            for ((scale, offset), (codes, values)) in fields.zip(groups) {
-                self.values(*scale, *offset, codes, values);
-            }
-        }
+        wide(
+            #[inline(always)]
+            || {
+                for (bytes, values) in bytes.chunks_exact(self.bytes).zip(values.chunks_exact_mut(self.block))
+                {
+                    (self.scales)(bytes, scales, offsets);
+                    (self.unpack)(bytes, codes);
+                    let fields = scales.iter().zip(&*offsets);
+                    let groups = codes.chunks_exact(self.group).zip(values.chunks_exact_mut(self.group));
+                    for ((scale, offset), (codes, values)) in fields.zip(groups) {
+                        self.values(*scale, *offset, codes, values);
+                    }
+                }
+            },
+        );
     }
 
     /// Reads whole blocks: a code for each element, a scale and an offset for each group.

@@ -14,6 +14,7 @@ mod round;
 #[cfg(test)]
 mod tests;
 
+use std::array;
 use std::io::Write;
 
 use rayon::prelude::*;
@@ -22,8 +23,8 @@ use super::RewriteError;
 use super::basis::{Basis, dot};
 use super::edit::{Matrix, Sums};
 use crate::arch::Axis;
-use crate::quant::Grid;
-use round::{Rounder, Work};
+use crate::quant::{Grid, wide};
+use round::{PIECE, Rounder, Work, sum};
 
 /// Elements rounded at a time, about.
 const CHUNK: usize = 1 << 19;
@@ -105,9 +106,8 @@ fn by_output(
             let factors: Vec<f64> = basis.iter().map(|r| r[first + i]).collect();
             rounder.row(row, &factors, &mut work, |column, change| {
                 for (moved, factor) in moved.iter_mut().zip(&factors) {
-                    for (sum, change) in moved[column..].iter_mut().zip(change) {
-                        *sum += factor * change;
-                    }
+                    let moved = &mut moved.as_chunks_mut::<PIECE>().0[column / PIECE];
+                    *moved = array::from_fn(|i| moved[i] + factor * change[i]);
                 }
             });
         }
@@ -143,18 +143,19 @@ fn by_row(
         let mut w = vec![0.0; matrix.n];
         for (i, row) in bytes.chunks_exact_mut(matrix.row_bytes()).enumerate() {
             grid.decode(row, &mut w);
-            let weight = lanes(&w, |j| f64::from(w[j]));
+            let weight = square(&w);
             if !weight.is_finite() {
                 matrix.decode(first + i, row)?;
             }
             sums.weight += weight;
-            let along: Vec<f64> = basis.iter().map(|r| lanes(&w, |j| r[j])).collect();
+            let along: Vec<f64> = basis.iter().map(|r| mixed_dot(&w, r)).collect();
             sums.before += dot(&along, &along);
             sums.edit += gram.iter().zip(&along).map(|(g, a)| a * dot(g, &along)).sum::<f64>();
             let mut left = along.clone();
             rounder.row(row, &along, &mut work, |column, change| {
                 for (left, r) in left.iter_mut().zip(basis) {
-                    *left += change.iter().zip(&r[column..]).map(|(x, r)| x * r).sum::<f64>();
+                    let along: [f64; PIECE] = array::from_fn(|i| change[i] * r[column + i]);
+                    *left += sum(&along);
                 }
             });
             sums.after += dot(&left, &left);
@@ -193,12 +194,12 @@ fn project(matrix: &Matrix<'_>, grid: &Grid, basis: &Basis) -> (Vec<Vec<f64>>, f
                 grid.decode(&row[bytes(columns.start)..bytes(columns.end)], w);
             }
             w[n * columns.len()..].fill(0.0);
-            weight += lanes(&w, |j| f64::from(w[j]));
             for (along, r) in along.iter_mut().zip(basis) {
                 let mut factors = [0.0; ROWS];
                 factors[..n].copy_from_slice(&r[first..first + n]);
                 add_rows(along, &w, factors);
             }
+            weight += square(&w);
         }
         (along, weight)
     };
@@ -219,18 +220,43 @@ fn project(matrix: &Matrix<'_>, grid: &Grid, basis: &Basis) -> (Vec<Vec<f64>>, f
 fn add_rows(sum: &mut [f64], w: &[f32], [a, b, c, d]: [f64; ROWS]) {
     let (upper, lower) = w.split_at(2 * sum.len());
     let ((p, q), (r, s)) = (upper.split_at(sum.len()), lower.split_at(sum.len()));
-    for ((sum, (p, q)), (r, s)) in sum.iter_mut().zip(p.iter().zip(q)).zip(r.iter().zip(s)) {
-        let (p, q, r, s) = (f64::from(*p), f64::from(*q), f64::from(*r), f64::from(*s));
-        *sum += (a * p + b * q) + (c * r + d * s);
-    }
+    wide(
+        #[inline(always)]
+        || {
+            for ((sum, (p, q)), (r, s)) in sum.iter_mut().zip(p.iter().zip(q)).zip(r.iter().zip(s)) {
+                let (p, q, r, s) = (f64::from(*p), f64::from(*q), f64::from(*r), f64::from(*s));
+                *sum += (a * p + b * q) + (c * r + d * s);
+            }
+        },
+    );
 }
 
-/// Σ_j w[j] · x(j), in eight sums side by side; the length of w is a multiple of 8.
-fn lanes(w: &[f32], x: impl Fn(usize) -> f64) -> f64 {
+/// ‖w‖²; the length is a multiple of 8.
+fn square(w: &[f32]) -> f64 {
+    wide(
+        #[inline(always)]
+        || lanes(w.as_chunks().0.iter().map(|w| w.map(|w| f64::from(w) * f64::from(w)))),
+    )
+}
+
+/// w·r; the length is a multiple of 8.
+fn mixed_dot(w: &[f32], r: &[f64]) -> f64 {
+    let pairs = w.as_chunks::<8>().0.iter().zip(r.as_chunks::<8>().0);
+    wide(
+        #[inline(always)]
+        || lanes(pairs.map(|(w, r)| array::from_fn(|i| f64::from(w[i]) * r[i]))),
+    )
+}
+
+/// The sum of all, in eight sums side by side.
+// Always, for `wide`.
+#[allow(clippy::inline_always)]
+#[inline(always)]
+fn lanes(terms: impl Iterator<Item = [f64; 8]>) -> f64 {
     let mut sums = [0.0; 8];
-    for (i, w) in w.as_chunks::<8>().0.iter().enumerate() {
-        for (l, (sum, w)) in sums.iter_mut().zip(w).enumerate() {
-            *sum += f64::from(*w) * x(8 * i + l);
+    for terms in terms {
+        for (sum, term) in sums.iter_mut().zip(terms) {
+            *sum += term;
         }
     }
     sums.iter().sum()

@@ -1,8 +1,15 @@
 //! Rows of blocks, rounded where that can change a code.
 #![forbid(unsafe_code)]
+// Always, for `wide`.
+#![allow(clippy::inline_always)]
+
+use std::array;
 
 use super::Saturation;
-use crate::quant::Grid;
+use crate::quant::{Grid, wide};
+
+/// Elements looked at together: every group is a whole number of these.
+pub(super) const PIECE: usize = 16;
 
 /// A tie to within this, relative, is a tie.
 const TIE: f64 = 1e-12;
@@ -17,8 +24,8 @@ const WHOLE: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52
 pub(super) struct Rounder<'a> {
     grid: &'a Grid,
     /// k × n.
-    vectors: &'a [Vec<f64>],
-    /// k × groups: the largest |vector| in each group.
+    vectors: Vec<&'a [[f64; PIECE]]>,
+    /// k × pieces: the largest |vector| in each.
     reach: Vec<Vec<f64>>,
 }
 
@@ -34,12 +41,9 @@ pub(super) struct Tally {
 pub(super) struct Work {
     scales: Vec<f32>,
     offsets: Vec<f32>,
+    /// As far as any element of a piece can be asked to move.
+    reach: Vec<f64>,
     codes: [u8; 256],
-    new: [u8; 256],
-    clipped: [bool; 256],
-    edit: [f64; 256],
-    change: [f64; 256],
-    values: [[f32; 256]; 2],
     pub tally: Tally,
 }
 
@@ -49,127 +53,161 @@ impl Work {
         Self {
             scales: vec![0.0; n / grid.group()],
             offsets: vec![0.0; n / grid.group()],
+            reach: vec![0.0; n / PIECE],
             codes: [0; 256],
-            new: [0; 256],
-            clipped: [false; 256],
-            edit: [0.0; 256],
-            change: [0.0; 256],
-            values: [[0.0; 256]; 2],
             tally: Tally::default(),
         }
     }
 }
 
+/// Codes of a piece, before and after, and whether they lie at an end with their W' beyond.
+struct Rounded {
+    new: [u8; PIECE],
+    clipped: [bool; PIECE],
+}
+
 impl<'a> Rounder<'a> {
     pub(super) fn new(grid: &'a Grid, vectors: &'a [Vec<f64>]) -> Self {
-        let largest = |group: &[f64]| group.iter().fold(0.0, |max: f64, x| max.max(x.abs()));
-        let reach = vectors.iter().map(|v| v.chunks(grid.group()).map(largest).collect()).collect();
+        let vectors: Vec<_> = vectors.iter().map(|v| v.as_chunks().0).collect();
+        let largest = |piece: &[f64; PIECE]| piece.iter().fold(0.0, |max: f64, x| max.max(x.abs()));
+        let reach = vectors.iter().map(|v| v.iter().map(largest).collect()).collect();
         Self { grid, vectors, reach }
     }
 
-    /// Rounds one row in place. `moved` hears of each group with a moved code: its first column and Ŵ − W.
+    /// Rounds one row in place. `moved` hears of each piece with a moved code: its first column and Ŵ − W.
     pub(super) fn row(
         &self,
         row: &mut [u8],
         factors: &[f64],
         work: &mut Work,
-        mut moved: impl FnMut(usize, &[f64]),
+        moved: impl FnMut(usize, &[f64; PIECE]),
     ) {
-        if factors.iter().all(|factor| *factor == 0.0) {
-            return;
+        if factors.iter().any(|factor| *factor != 0.0) {
+            wide(
+                #[inline(always)]
+                || self.row_here(row, factors, work, moved),
+            );
         }
+    }
+
+    #[inline(always)]
+    fn row_here(
+        &self,
+        row: &mut [u8],
+        factors: &[f64],
+        work: &mut Work,
+        mut moved: impl FnMut(usize, &[f64; PIECE]),
+    ) {
+        let Work { scales, offsets, reach, codes, tally } = work;
         let grid = self.grid;
-        let groups = grid.block() / grid.group();
-        grid.scales(row, &mut work.scales, &mut work.offsets);
+        let codes = &mut codes[..grid.block()];
+        grid.scales(row, scales, offsets);
+        reach.fill(0.0);
+        for (factor, vector) in factors.iter().zip(&self.reach) {
+            for (reach, x) in reach.iter_mut().zip(vector) {
+                *reach += factor.abs() * x;
+            }
+        }
         // Half a step, less what rounding can do to a sum of products.
         let half = 0.5 * (1.0 - TIE) * f64::from(grid.smallest_gap());
-        for (b, block) in row.chunks_exact_mut(grid.block_bytes()).enumerate() {
+        let pieces = grid.group() / PIECE;
+        let fields = scales.iter().zip(&*offsets).zip(reach.chunks_exact(pieces));
+        let mut fields = fields.enumerate().map(|(g, ((scale, offset), reach))| (g, *scale, *offset, reach));
+        for block in row.chunks_exact_mut(grid.block_bytes()) {
             let (mut read, mut changed) = (false, false);
-            for g in b * groups..(b + 1) * groups {
-                let reach: f64 = factors.iter().zip(&self.reach).map(|(f, reach)| f.abs() * reach[g]).sum();
-                if reach <= half * f64::from(work.scales[g].abs()) {
-                    continue;
-                }
-                if !read {
-                    grid.codes(block, &mut work.codes[..grid.block()]);
-                    read = true;
-                }
-                if self.group(g, g - b * groups, factors, work) {
-                    changed = true;
-                    moved(g * grid.group(), &work.change[..grid.group()]);
+            for (place, (g, scale, offset, reach)) in
+                fields.by_ref().take(grid.block() / grid.group()).enumerate()
+            {
+                let step = half * f64::from(scale.abs());
+                for (i, reach) in reach.iter().enumerate() {
+                    if *reach <= step {
+                        continue;
+                    }
+                    if !read {
+                        grid.codes(block, codes);
+                        read = true;
+                    }
+                    let codes = &mut codes.as_chunks_mut().0[place * pieces + i];
+                    let piece = g * pieces + i;
+                    if let Some(change) = self.piece(piece, factors, scale, offset, codes, tally) {
+                        changed = true;
+                        moved(piece * PIECE, &change);
+                    }
                 }
             }
             if changed {
-                grid.pack(&work.codes[..grid.block()], block);
+                grid.pack(codes, block);
             }
         }
     }
 
-    /// Rounds group `g` of the row, `place` of its block, in `work.codes`. True when a code moved; then `work.change`
-    /// is Ŵ − W.
-    fn group(&self, g: usize, place: usize, factors: &[f64], work: &mut Work) -> bool {
-        let n = self.grid.group();
-        let (scale, offset) = (work.scales[g], work.offsets[g]);
-        let codes = &mut work.codes[place * n..(place + 1) * n];
-        let (new, clipped, edit, change) =
-            (&mut work.new[..n], &mut work.clipped[..n], &mut work.edit[..n], &mut work.change[..n]);
-        edit.fill(0.0);
-        for (factor, vector) in factors.iter().zip(self.vectors) {
-            for (edit, x) in edit.iter_mut().zip(&vector[g * n..]) {
-                *edit -= factor * x;
-            }
+    /// Rounds a piece of the row. Ŵ − W when a code moved.
+    #[inline(always)]
+    fn piece(
+        &self,
+        piece: usize,
+        factors: &[f64],
+        scale: f32,
+        offset: f32,
+        codes: &mut [u8; PIECE],
+        tally: &mut Tally,
+    ) -> Option<[f64; PIECE]> {
+        let mut edit = [0.0; PIECE];
+        for (factor, vector) in factors.iter().zip(&self.vectors) {
+            let x = &vector[piece];
+            edit = array::from_fn(|i| edit[i] - factor * x[i]);
         }
         if scale == 0.0 {
             for edit in edit.iter().filter(|edit| **edit != 0.0) {
-                work.tally.saturation.add(Saturation { elements: 1, left: edit * edit });
+                tally.saturation.add(Saturation { elements: 1, left: edit * edit });
             }
-            return false;
+            return None;
         }
-        if self.grid.is_uniform() {
-            self.uniform(codes, edit, scale, new, clipped);
+        let Rounded { new, clipped } = if self.grid.is_uniform() {
+            self.uniform(codes, &edit, scale)
         } else {
-            self.other(codes, edit, scale, new, clipped);
+            self.other(codes, &edit, scale)
+        };
+        let any_clipped = clipped != [false; PIECE];
+        if !any_clipped && new == *codes {
+            return None;
         }
-        let any_clipped = clipped.iter().any(|clipped| *clipped);
-        let changed = new != codes;
-        if !any_clipped && !changed {
-            return false;
-        }
-        let [to, from] = &mut work.values;
-        self.grid.values(scale, offset, new, &mut to[..n]);
-        self.grid.values(scale, offset, codes, &mut from[..n]);
-        for ((change, to), from) in change.iter_mut().zip(to).zip(from) {
-            *change = f64::from(*to) - f64::from(*from);
-        }
+        let (mut to, mut from) = ([0.0; PIECE], [0.0; PIECE]);
+        self.grid.values(scale, offset, &new, &mut to);
+        self.grid.values(scale, offset, codes, &mut from);
+        let change: [f64; PIECE] = array::from_fn(|i| f64::from(to[i]) - f64::from(from[i]));
         if any_clipped {
-            for ((change, edit), _) in
-                change.iter().zip(&*edit).zip(&*clipped).filter(|(_, clipped)| **clipped)
-            {
-                work.tally.saturation.add(Saturation { elements: 1, left: (change - edit).powi(2) });
+            for ((change, edit), _) in change.iter().zip(edit).zip(clipped).filter(|(_, clipped)| *clipped) {
+                tally.saturation.add(Saturation { elements: 1, left: (change - edit).powi(2) });
             }
         }
-        if changed {
-            work.tally.off +=
-                change.iter().zip(edit).map(|(change, edit)| change * (change - 2.0 * *edit)).sum::<f64>();
-            codes.copy_from_slice(new);
+        if new == *codes {
+            return None;
         }
-        changed
+        let off: [f64; PIECE] = array::from_fn(|i| change[i] * (change[i] - 2.0 * edit[i]));
+        tally.off += sum(&off);
+        *codes = new;
+        Some(change)
     }
 
     /// Codes that lie nearest when all steps are alike.
-    fn uniform(&self, codes: &[u8], edit: &[f64], scale: f32, new: &mut [u8], clipped: &mut [bool]) {
+    #[inline(always)]
+    fn uniform(&self, codes: &[u8; PIECE], edit: &[f64; PIECE], scale: f32) -> Rounded {
         let per_step = (1.0 - TIE) / (f64::from(scale) * f64::from(self.grid.smallest_gap()));
         let last = self.grid.levels().len() as i32 - 1;
-        for (((new, clipped), code), edit) in new.iter_mut().zip(clipped).zip(codes).zip(edit) {
-            let steps = (edit * per_step).clamp(-MANY, MANY) + WHOLE;
-            let code = i32::from(*code) + steps.to_bits() as i32;
+        let mut rounded = Rounded { new: [0; PIECE], clipped: [false; PIECE] };
+        for i in 0..PIECE {
+            let steps = (edit[i] * per_step).clamp(-MANY, MANY) + WHOLE;
+            let code = i32::from(codes[i]) + steps.to_bits() as i32;
             let kept = code.clamp(0, last);
-            (*new, *clipped) = (kept as u8, kept != code);
+            rounded.new[i] = kept as u8;
+            rounded.clipped[i] = kept != code;
         }
+        rounded
     }
 
     /// Codes that lie nearest on any grid.
-    fn other(&self, codes: &[u8], edit: &[f64], scale: f32, new: &mut [u8], clipped: &mut [bool]) {
+    fn other(&self, codes: &[u8; PIECE], edit: &[f64; PIECE], scale: f32) -> Rounded {
         let per_level = (1.0 - TIE) / f64::from(scale);
         let levels = self.grid.levels();
         let level = |code: usize| f64::from(levels[code]);
@@ -177,22 +215,31 @@ impl<'a> Rounder<'a> {
         let last = levels.iter().rposition(|level| (scale * level).is_finite()).unwrap_or(0);
         let first = levels.iter().position(|level| (scale * level).is_finite()).unwrap_or(0);
         let reach = 0.5 * f64::from(self.grid.smallest_gap());
-        for (((new, clipped), code), edit) in new.iter_mut().zip(clipped).zip(codes).zip(edit) {
-            (*new, *clipped) = (*code, false);
-            let by = edit * per_level;
-            if by.abs() > reach {
-                let mut at = usize::from(*code);
-                let target = level(at) + by;
-                while at < last && target - level(at) > level(at + 1) - target {
-                    at += 1;
-                }
-                while at > first && level(at) - target > target - level(at - 1) {
-                    at -= 1;
-                }
-                *new = at as u8;
-                *clipped = (at == last && 2.0 * (target - level(at)) > level(at) - level(at - 1))
-                    || (at == first && 2.0 * (level(at) - target) > level(at + 1) - level(at));
+        let mut rounded = Rounded { new: *codes, clipped: [false; PIECE] };
+        for i in 0..PIECE {
+            let by = edit[i] * per_level;
+            if by.abs() <= reach {
+                continue;
             }
+            let mut at = usize::from(codes[i]);
+            let target = level(at) + by;
+            while at < last && target - level(at) > level(at + 1) - target {
+                at += 1;
+            }
+            while at > first && level(at) - target > target - level(at - 1) {
+                at -= 1;
+            }
+            rounded.new[i] = at as u8;
+            rounded.clipped[i] = (at == last && 2.0 * (target - level(at)) > level(at) - level(at - 1))
+                || (at == first && 2.0 * (level(at) - target) > level(at + 1) - level(at));
         }
+        rounded
     }
+}
+
+/// In pairs, so that it can be done side by side.
+#[inline(always)]
+pub(super) fn sum(x: &[f64; PIECE]) -> f64 {
+    let four: [f64; 4] = array::from_fn(|i| (x[i] + x[i + 4]) + (x[i + 8] + x[i + 12]));
+    (four[0] + four[2]) + (four[1] + four[3])
 }

@@ -127,7 +127,7 @@ impl Spec {
             kv.retain(|(other, _)| *other != key);
             kv.push((key, value));
         }
-        kv.extend(tiny::tokenizer());
+        kv.extend(tiny::tokenizer(tiny::N_VOCAB));
         kv
     }
 
