@@ -1,5 +1,6 @@
 //! Calibration inputs: against the independent forward pass, and whatever the batch and the threads.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,7 +8,9 @@ use ggsteer::calibration::{Calibration, Options, Origin, Target, collect};
 use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
 use ggsteer::runtime::sampling::Sampler;
-use ggsteer::runtime::{GenerateOptions, Job, Model, ModelOptions, Prompt, Session, SessionOptions, Token};
+use ggsteer::runtime::{
+    CapturePlan, GenerateOptions, Job, Model, ModelOptions, Prompt, Session, SessionOptions, Site, Token,
+};
 
 mod support;
 
@@ -234,4 +237,56 @@ fn another_seed_takes_other_rows_of_the_same_prompts() {
     });
     assert_eq!(a.0, b.0, "the moments are over all rows");
     assert_ne!(a.1, b.1);
+}
+
+#[test]
+fn of_a_prompt_longer_than_a_batch_every_token_is_captured_and_the_last_block_at_its_outputs() {
+    let folder = tempfile::tempdir().unwrap();
+    let ids: Vec<i32> = (0..23).map(|i| 40 + i * 7).collect();
+    let tokens: Vec<Token> = ids.iter().map(|&id| Token(id)).collect();
+    for experts in [(0, 0), (6, 2)] {
+        let made = make(Spec { experts, n_ff: 96, ..Spec::new(Arch::Llama) }, folder.path());
+        let trace = forward(&made.tiny, &ids, Edit::default());
+        let mut session = session(&made.model, 8, 1);
+        let writer_inputs = made.targets.iter().map(|t| t.tensor.clone()).collect();
+        let plan = CapturePlan { stream: true, writer_inputs };
+        for n_out in [1, 3, 12] {
+            let job = Job { tokens: &tokens, n_out, intervention: None };
+            let mut seen: BTreeMap<String, Rows> = BTreeMap::new();
+            let mut sink = |job: usize, position: i32, site: Site<'_>, row: &[f32]| {
+                assert!(job == 0 && (-23..0).contains(&position));
+                let name = match site {
+                    Site::Block(il) => format!("l_out-{il}"),
+                    Site::WriterInput(name) => name.into(),
+                    Site::ExpertInput(name, expert) => format!("{name} {expert}"),
+                };
+                seen.entry(name).or_default().push(row.to_vec());
+            };
+            session.prefill(&[job], Some((&plan, &mut sink)), &mut |_, _| ()).unwrap();
+            let outputs = 23 - n_out..23;
+            for il in 0..3 {
+                let what = format!("block {il}, experts {experts:?}, outputs {n_out}");
+                let check = |name: &str, rows: &[Vec<f32>]| {
+                    let found = seen.get(name).map_or(Vec::new(), |rows| rows.concat());
+                    assert_eq!(found.is_empty(), rows.is_empty(), "{what}: {name}");
+                    if !rows.is_empty() {
+                        assert_same_rows(&found, &rows.to_vec(), &format!("{what}: {name}"));
+                    }
+                };
+                check(&format!("l_out-{il}"), &trace.l_out[il][outputs.clone()]);
+                check(&format!("blk.{il}.attn_output.weight"), &trace.attn_output_in[il]);
+                let computed = if il == 2 { outputs.clone() } else { 0..23 };
+                if experts.0 == 0 {
+                    check(&format!("blk.{il}.ffn_down.weight"), &trace.ffn_down_in[il][computed]);
+                    continue;
+                }
+                for expert in 0..6 {
+                    let given = trace.ffn_down_exps_in[il][computed.clone()].iter().flatten();
+                    let rows: Rows =
+                        given.filter(|(e, _)| *e == expert).map(|(_, row)| row.clone()).collect();
+                    check(&format!("blk.{il}.ffn_down_exps.weight {expert}"), &rows);
+                }
+            }
+        }
+    }
 }
