@@ -19,6 +19,7 @@ pub mod arch;
 pub mod calibration;
 pub mod direction;
 pub mod evaluate;
+pub mod export;
 pub mod gguf;
 pub mod intervention;
 pub mod output;

@@ -78,6 +78,11 @@ impl Imatrix {
         Ok(&fitting[slice * n_in..][..*n_in])
     }
 
+    /// Every tensor with its mean squares, a slice after the other, by name.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &[f32])> {
+        self.entries.iter().map(|(name, entry)| (name.as_str(), entry.values.as_slice()))
+    }
+
     /// A calibration without rows: the mean squares of `targets` alone.
     ///
     /// # Errors

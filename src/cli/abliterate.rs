@@ -98,7 +98,9 @@ impl Args {
         let model = self.run.load(&self.model)?;
         describe(ui, &model);
         // What would only come to light after the measuring: a file that cannot be rewritten, answers that do not fit.
-        steps::plan(&GgufFile::open(&self.model)?, &[vec![1.0; model.n_embd()]], self.tied.into())?;
+        let file = GgufFile::open(&self.model)?;
+        steps::plan(&file, &[vec![1.0; model.n_embd()]], self.tied.into())?;
+        out.check_parts(file.n_parts(), &file.paths())?;
         for set in [&harmful, &harmless].into_iter().flatten() {
             check_length(&model, longest([&tokenize(&model, set)?]).saturating_add(self.max_tokens))?;
         }
@@ -115,10 +117,10 @@ impl Args {
             out,
         )?;
         let options = Options { max_tokens: self.max_tokens, markers };
-        let proof = prove(ui, &self.run, &model, &found.direction, &self.output, &test, &options)?;
+        let proof = prove(ui, &self.run, &model, &found.direction, &report.files[0], &test, &options)?;
         let output = Output {
             model: self.model.display().to_string(),
-            output: self.output.display().to_string(),
+            output: report.files[0].display().to_string(),
             n_train: [train.harmful.len(), train.harmless.len()],
             n_validation: [validation.harmful.len(), validation.harmless.len()],
             n_test: [test.harmful.len(), test.harmless.len()],

@@ -239,11 +239,12 @@ fn the_writer_refuses_what_a_reader_would() {
 fn amending_keeps_what_is_there() {
     let mut bytes = small();
     let gguf = Gguf::parse(&bytes).unwrap();
-    assert_eq!(amended_header(&bytes, &gguf, &[], &[]).unwrap(), bytes[gguf.header_bytes()]);
+    assert_eq!(amended_header(&bytes, &gguf, &Changes::default()).unwrap(), bytes[gguf.header_bytes()]);
 
-    let keys = [("ggsteer.version".into(), Value::from("0.1.0")), ("a.u8".into(), Value::U8(9))];
-    let new = [NewTensor { name: "output.weight".into(), ne: vec![3, 2], ty: GgmlType::F16 }];
-    let mut out = amended_header(&bytes, &gguf, &keys, &new).unwrap();
+    let set = vec![("ggsteer.version".into(), Value::from("0.1.0")), ("a.u8".into(), Value::U8(9))];
+    let add = vec![NewTensor { name: "output.weight".into(), ne: vec![3, 2], ty: GgmlType::F16 }];
+    let changes = Changes { set, add, ..Changes::default() };
+    let mut out = amended_header(&bytes, &gguf, &changes).unwrap();
     out.extend_from_slice(&bytes[gguf.header_bytes().end..]);
     out.extend([7; 12]);
     let after = Gguf::parse(&out).unwrap();
@@ -256,19 +257,66 @@ fn amending_keeps_what_is_there() {
     assert_eq!(gguf.tensors(), &after.tensors()[..3]);
     assert_eq!(&out[after.data_range(&after.tensors()[3])], &[7; 12]);
 
-    let fixed = [("general.alignment".into(), Value::U32(64))];
-    assert!(matches!(amended_header(&bytes, &gguf, &fixed, &[]), Err(GgufError::FixedKey { .. })));
-    let taken = [NewTensor { name: "matrix".into(), ne: vec![1], ty: GgmlType::F32 }];
-    assert!(matches!(amended_header(&bytes, &gguf, &[], &taken), Err(GgufError::DuplicateTensor { .. })));
-    let twice = [("k".into(), Value::U8(1)), ("k".into(), Value::U8(2))];
-    assert!(matches!(amended_header(&bytes, &gguf, &twice, &[]), Err(GgufError::DuplicateKey { .. })));
+    let keys = |set: &[(&str, Value)]| {
+        let set = set.iter().map(|(key, value)| ((*key).to_string(), value.clone())).collect();
+        amended_header(&bytes, &gguf, &Changes { set, ..Changes::default() })
+    };
+    let fixed = keys(&[("general.alignment", Value::U32(64))]);
+    assert!(matches!(fixed, Err(GgufError::FixedKey { .. })));
+    let twice = keys(&[("k", Value::U8(1)), ("k", Value::U8(2))]);
+    assert!(matches!(twice, Err(GgufError::DuplicateKey { .. })));
+    assert!(matches!(keys(&[("", Value::U8(1))]), Err(GgufError::EmptyKey { .. })));
+    let add = vec![NewTensor { name: "matrix".into(), ne: vec![1], ty: GgmlType::F32 }];
+    let taken = amended_header(&bytes, &gguf, &Changes { add, ..Changes::default() });
+    assert!(matches!(taken, Err(GgufError::DuplicateTensor { .. })));
 
     // A bool written as 2 by someone stays 2: pairs are copied, not written anew.
     let at = gguf.pair_ranges[8].end - 1;
     bytes[at] = 2;
     let gguf = Gguf::parse(&bytes).unwrap();
-    let out = amended_header(&bytes, &gguf, &[("k".into(), Value::U8(1))], &[]).unwrap();
+    let changes = Changes { set: vec![("k".into(), Value::U8(1))], ..Changes::default() };
+    let out = amended_header(&bytes, &gguf, &changes).unwrap();
     assert_eq!(out[at], 2);
+}
+
+#[test]
+fn amending_leaves_keys_out_and_moves_tensors_behind_one_of_another_type() {
+    let bytes = small();
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let remove = vec!["a.strings".to_string(), "not.there".into()];
+    let retype = vec![("matrix".to_string(), GgmlType::F32)];
+    let out = amended_header(&bytes, &gguf, &Changes { remove, retype, ..Changes::default() }).unwrap();
+    let after = Gguf::parse(&[out, vec![0; 32 + 32 + 136]].concat()).unwrap();
+    let kept = gguf.metadata().iter().filter(|(key, _)| key != "a.strings");
+    assert!(kept.eq(after.metadata()));
+    let places = |gguf: &Gguf| gguf.tensors().iter().map(|t| (t.offset, t.bytes)).collect::<Vec<_>>();
+    assert_eq!(places(&gguf), [(0, 4), (32, 12), (64, 136)]);
+    assert_eq!(places(&after), [(0, 4), (32, 24), (64, 136)]);
+    let none = Changes { remove: vec!["not.there".into()], step: 4096, ..Changes::default() };
+    assert_eq!(amended_header(&bytes, &gguf, &none).unwrap(), bytes[gguf.header_bytes()]);
+}
+
+#[test]
+fn the_data_moves_by_whole_steps_whatever_is_added() {
+    let bytes = small();
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let mut widths = std::collections::HashSet::new();
+    for (step, n) in [512, 4096].into_iter().flat_map(|step| (0..700).map(move |n| (step, n))) {
+        let set = vec![("ggsteer.note".into(), Value::from("n".repeat(n).as_str()))];
+        let out = amended_header(&bytes, &gguf, &Changes { set, step, ..Changes::default() }).unwrap();
+        let moved = (out.len() - gguf.header_bytes().end) as u64;
+        assert!(moved.is_multiple_of(step) && moved < n as u64 + 150 + step, "{n}: {moved}");
+        let file = [&out[..], &bytes[gguf.header_bytes().end..]].concat();
+        let once = Gguf::parse(&file).unwrap();
+        assert_eq!(once.tensors(), gguf.tensors());
+        widths.insert(once.get(PADDING_KEY).is_some());
+        // Once more, with room to spare: the old zeros make way and nothing moves.
+        let set = vec![("ggsteer.note".into(), Value::from("n"))];
+        let again = amended_header(&file, &once, &Changes { set, step, ..Changes::default() }).unwrap();
+        assert!((out.len() - again.len()) as u64 % step == 0);
+        assert!(Gguf::parse(&[again, vec![0; 4096]].concat()).unwrap().metadata().len() >= 19);
+    }
+    assert_eq!(widths.len(), 2, "with and without padding");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Rows of blocks to f32 and back.
 
+use std::ffi::c_void;
+
 use half::{bf16, f16};
 use llama_cpp_sys_2 as sys;
 
@@ -102,18 +104,11 @@ pub fn decode(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), CodecEr
         }
     } else if !out.is_empty() {
         let to_float = ty.to_float().ok_or(CodecError::NotFloat(ty))?;
-        // A block's alignment divides its size and is at most 8, so a pointer that is this much aligned is enough.
-        let align = 1usize << ty.type_size().trailing_zeros().min(3);
-        let copy;
-        let from = if bytes.as_ptr().addr().is_multiple_of(align) {
-            bytes.as_ptr()
-        } else {
-            copy = Aligned::copy_of(bytes);
-            copy.0.as_ptr().cast()
-        };
-        // SAFETY: `from` is aligned for the type's blocks and points to `row_size(out.len())` readable bytes, checked
-        // above; `out` has room for `out.len()` floats, a whole number of blocks; the two do not overlap.
-        unsafe { to_float(from.cast(), out.as_mut_ptr(), out.len() as i64) };
+        aligned(ty, bytes, |from| {
+            // SAFETY: `from` is aligned for the type's blocks and points to `row_size(out.len())` readable bytes,
+            // checked above; `out` has room for `out.len()` floats, a whole number of blocks; they do not overlap.
+            unsafe { to_float(from, out.as_mut_ptr(), out.len() as i64) };
+        });
     }
     Ok(())
 }
@@ -206,6 +201,27 @@ pub fn encode(
     };
     debug_assert_eq!(written, size);
     Ok(out.into_bytes(size))
+}
+
+/// Whether ggml, which looks at the scales of each block (or at each float), would load `bytes` as type `ty`. It says
+/// on the standard error what it does not like.
+#[must_use]
+pub fn validate(ty: GgmlType, bytes: &[u8]) -> bool {
+    aligned(ty, bytes, |data| {
+        // SAFETY: the type is in ggml's table; `data` is aligned for its blocks and points to this many bytes.
+        unsafe { sys::ggml_validate_row_data(ty.id(), data, bytes.len()) }
+    })
+}
+
+/// Calls `f` with a pointer to these bytes, or to a copy of them, that is aligned for the type's blocks.
+fn aligned<T>(ty: GgmlType, bytes: &[u8], f: impl FnOnce(*const c_void) -> T) -> T {
+    // A block's alignment divides its size and is at most 8, so a pointer that is this much aligned is enough.
+    let align = 1usize << ty.type_size().trailing_zeros().min(3);
+    if bytes.as_ptr().addr().is_multiple_of(align) {
+        f(bytes.as_ptr().cast())
+    } else {
+        f(Aligned::copy_of(bytes).0.as_ptr().cast())
+    }
 }
 
 /// A buffer aligned for every block type.

@@ -5,7 +5,9 @@
 //! values, importance where it is needed.
 
 mod codec;
+mod grid;
 mod types;
 
-pub use codec::{CodecError, decode, encode};
+pub use codec::{CodecError, decode, encode, validate};
+pub use grid::Grid;
 pub use types::{GgmlType, UnknownType};

@@ -61,8 +61,18 @@ named! {
     F16 = GGML_TYPE_F16;
     /// 16-bit brain float.
     BF16 = GGML_TYPE_BF16;
+    /// 1-bit, 128-element blocks, one scale.
+    Q1_0 = GGML_TYPE_Q1_0;
+    /// 2-bit, 64-element blocks, one scale.
+    Q2_0 = GGML_TYPE_Q2_0;
     /// 4-bit, 32-element blocks, one scale.
     Q4_0 = GGML_TYPE_Q4_0;
+    /// 4-bit, 32-element blocks, one scale and one offset.
+    Q4_1 = GGML_TYPE_Q4_1;
+    /// 5-bit, 32-element blocks, one scale.
+    Q5_0 = GGML_TYPE_Q5_0;
+    /// 5-bit, 32-element blocks, one scale and one offset.
+    Q5_1 = GGML_TYPE_Q5_1;
     /// 8-bit, 32-element blocks, one scale.
     Q8_0 = GGML_TYPE_Q8_0;
     /// 2-bit, 256-element super-blocks.
@@ -77,6 +87,16 @@ named! {
     Q6_K = GGML_TYPE_Q6_K;
     /// 4-bit, 32-element blocks, non-uniform grid.
     IQ4_NL = GGML_TYPE_IQ4_NL;
+    /// 4-bit, 256-element super-blocks, non-uniform grid.
+    IQ4_XS = GGML_TYPE_IQ4_XS;
+    /// 4-bit floats, 32-element blocks, a power of two as scale.
+    MXFP4 = GGML_TYPE_MXFP4;
+    /// 4-bit floats, 64-element blocks, four 8-bit floats as scales.
+    NVFP4 = GGML_TYPE_NVFP4;
+    /// Ternary, 256-element blocks, five elements a byte.
+    TQ1_0 = GGML_TYPE_TQ1_0;
+    /// Ternary, 256-element blocks, four elements a byte.
+    TQ2_0 = GGML_TYPE_TQ2_0;
     /// 8-bit integer: not a weight type.
     I8 = GGML_TYPE_I8;
     /// 32-bit integer: not a weight type.

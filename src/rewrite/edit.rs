@@ -56,7 +56,7 @@ pub(super) struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    fn row_bytes(&self) -> usize {
+    pub(super) fn row_bytes(&self) -> usize {
         // A whole tensor was checked to be whole rows when the file was read.
         self.data.len() / self.rows.max(1)
     }
@@ -68,7 +68,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// Rows from `first` on, decoded; every value finite.
-    fn decode(&self, first: usize, bytes: &[u8]) -> Result<Vec<f32>, RewriteError> {
+    pub(super) fn decode(&self, first: usize, bytes: &[u8]) -> Result<Vec<f32>, RewriteError> {
         let mut out = vec![0.0; bytes.len() / self.row_bytes() * self.n];
         quant::decode(self.ty, bytes, &mut out)
             .map_err(|source| RewriteError::Type { tensor: self.name.into(), source })?;
@@ -81,6 +81,11 @@ impl<'a> Matrix<'a> {
                 value: out[i],
             }),
         }
+    }
+
+    /// Whether every weight is finite.
+    pub(super) fn check(&self) -> Result<(), RewriteError> {
+        self.chunks().into_iter().try_for_each(|(first, bytes)| self.decode(first, bytes).map(drop))
     }
 
     /// Encodes `target`, rows marked in `keep` excepted, whose bytes stay `original`; returns bytes and their decoding.
@@ -221,7 +226,7 @@ fn by_row(matrix: Matrix<'_>, basis: &Basis, out: &mut dyn Write) -> Result<Sums
 }
 
 /// Σ_j R[k][first + j] W[j], k × n, for the rows given.
-fn project(w: &[f32], n: usize, first: usize, basis: &Basis) -> Vec<Vec<f64>> {
+pub(super) fn project(w: &[f32], n: usize, first: usize, basis: &[Vec<f64>]) -> Vec<Vec<f64>> {
     basis
         .iter()
         .map(|r| {
@@ -257,7 +262,7 @@ fn distances(w: &[f32], exact: &[f64], written: &[f32]) -> Sums {
     sums
 }
 
-fn mixed_dot(a: &[f32], b: &[f64]) -> f64 {
+pub(super) fn mixed_dot(a: &[f32], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(x, y)| f64::from(*x) * y).sum()
 }
 

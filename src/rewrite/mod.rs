@@ -2,21 +2,32 @@
 //!
 //! [`Plan::new`] says which tensors of a file will change and refuses what cannot be done, before anything is written;
 //! [`execute`] streams the file through, one tensor at a time, into an [`OutputFile`](crate::output::OutputFile) and
-//! measures what it wrote; [`verify_untouched`] reads both files and proves that nothing else changed. With nothing to
-//! do the output is the input, byte for byte.
+//! measures what it wrote; [`verify_untouched`] reads both files and proves that nothing else changed; only then
+//! [`Written::commit`] gives the output its name. With nothing to do the output is the input, byte for byte.
 #![forbid(unsafe_code)]
 
 mod basis;
 mod edit;
 mod execute;
+mod figures;
+mod header;
+#[allow(dead_code)]
+mod nearest;
 mod plan;
+mod record;
 mod report;
+mod rows;
 mod verify;
 
-pub use execute::{Progress, execute};
+pub use execute::{Progress, Written, execute};
+pub use figures::{Figures, Meter, Part, Totals};
 pub use plan::{Options, Plan, PlannedTensor, Tied};
+pub use record::{Record, RecordedDirection};
 pub use report::{Report, TensorReport};
-pub use verify::{VerifyError, verify_untouched};
+pub use verify::{TensorCheck, Verification, VerifyError, verify, verify_untouched};
+
+pub(crate) use basis::{orthonormal, seen_by};
+pub(crate) use rows::Rows;
 
 use std::io;
 

@@ -36,11 +36,13 @@ pub struct Options {
 pub struct PlannedTensor {
     /// How it writes the stream.
     pub writer: Writer,
-    /// Its type, before and after.
+    /// Its type in the file.
     pub r#type: GgmlType,
+    /// Its type in the new file.
+    pub out_type: GgmlType,
     /// Its shape.
     pub ne: [u64; 4],
-    /// Its bytes, before and after.
+    /// Its bytes in the file.
     pub bytes: u64,
 }
 
@@ -87,16 +89,7 @@ impl Plan {
         let writers = arch::writers(file)?;
         plan.architecture = file.arch()?.to_string();
         let n_embd = file.get_u64(&format!("{}.embedding_length", plan.architecture))? as usize;
-        for (index, direction) in directions.iter().enumerate() {
-            if direction.len() != n_embd {
-                return Err(RewriteError::Width { index, expected: n_embd, found: direction.len() });
-            }
-            if !direction.iter().all(|x| x.is_finite()) {
-                return Err(RewriteError::NotFinite { index });
-            }
-            basis::extend(&mut plan.basis, direction.iter().map(|x| f64::from(*x)).collect())
-                .map_err(|left| RewriteError::Dependent { index, left })?;
-        }
+        plan.basis = basis::orthonormal(directions, n_embd)?;
         plan.rank = plan.basis.len();
         if plan.unties() && arch::head(file)? == Head::Tied {
             return Err(RewriteError::CannotUntie { arch: plan.architecture });
@@ -122,7 +115,13 @@ impl Plan {
             if let Some(source) = problem {
                 return Err(RewriteError::Type { tensor: writer.tensor, source });
             }
-            plan.tensors.push(PlannedTensor { writer, r#type: ty, ne: info.ne, bytes: info.bytes });
+            plan.tensors.push(PlannedTensor {
+                writer,
+                r#type: ty,
+                out_type: ty,
+                ne: info.ne,
+                bytes: info.bytes,
+            });
         }
         Ok(plan)
     }

@@ -1,7 +1,9 @@
 //! What a rewrite did, measured on the bytes it wrote.
 #![forbid(unsafe_code)]
 
-use serde::Serialize;
+use std::path::PathBuf;
+
+use serde::{Serialize, Serializer};
 
 use crate::arch::WriterKind;
 use crate::quant::GgmlType;
@@ -19,8 +21,13 @@ pub struct Report {
     pub n_untouched: usize,
     /// Whether the original embedding was added as `output.weight`.
     pub untied: bool,
-    /// Length of the file written.
+    /// Length of the file written, of all its parts together.
     pub file_size: u64,
+    /// Bytes of it that share their place on the disk with the input: the file system can clone.
+    pub shared_bytes: u64,
+    /// The file written, or all its parts, the first one first.
+    #[serde(serialize_with = "displayed")]
+    pub files: Vec<PathBuf>,
 }
 
 /// What happened to one tensor. R holds the unit directions as this tensor sees them (behind a norm: γ⊙r), W is the
@@ -45,4 +52,8 @@ pub struct TensorReport {
     pub share: f64,
     /// Its bytes.
     pub bytes: u64,
+}
+
+fn displayed<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| path.display().to_string()))
 }

@@ -177,6 +177,8 @@ pub(super) struct Hook {
     /// Set only while `llama_decode` runs inside [`Hook::during`].
     sink: Option<*mut Sink<'static>>,
     tracker: Tracker,
+    /// The first node intervened on, and its rows before.
+    first: Option<(*mut sys::ggml_tensor, Vec<f32>)>,
     pending: Option<Place>,
     seen: Vec<bool>,
     seen_writers: HashSet<String>,
@@ -199,6 +201,7 @@ impl Hook {
         self.batch = batch;
         self.plan = plan.cloned().unwrap_or_default();
         self.tracker.reset();
+        self.first = None;
         self.pending = None;
         self.seen = vec![false; self.n_block];
         self.seen_writers.clear();
@@ -248,6 +251,12 @@ impl Hook {
         // SAFETY: passed on from the caller.
         let place = unsafe { self.tracker.place(t) };
         self.pending = Some(place);
+        if place.begins_anew
+            // SAFETY: as above.
+            && let Err(error) = unsafe { self.restore(t) }
+        {
+            self.error.get_or_insert(error);
+        }
         if let Some(block) = place.block_output.filter(|&b| b < self.n_block) {
             if !place.on_stream && (self.intervenes() || self.plan.stream) {
                 // SAFETY: as above.
@@ -259,6 +268,27 @@ impl Hook {
         }
         // SAFETY: as above.
         (place.writes && self.intervenes()) || unsafe { self.wanted_writer(t) }.is_some()
+    }
+
+    /// Undoes what was done to the embedding when the stream turns out to begin at `t` only, behind a norm of the
+    /// embedding. That norm is asked about and not yet computed, as it is wanted by nobody before `t`.
+    ///
+    /// # Safety
+    /// As [`Hook::ask`], for a norm's product.
+    unsafe fn restore(&mut self, t: *const sys::ggml_tensor) -> Result<(), HookError> {
+        let Some((first, rows)) = self.first.take() else { return Ok(()) };
+        // SAFETY: the caller vouches for `t`; its source is a norm, which has a source.
+        let (node, normed) = unsafe { (&*t, (*(*t).src[0]).src[0]) };
+        if first != normed {
+            return Err(HookError::NotTheStream { block: 0, node: text(node) });
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        // SAFETY: computed, since it was intervened on, and still the input of a norm to come.
+        let mut data = unsafe { RowsMut::of(first, &mut buffer) }?;
+        data.rows().copy_from_slice(&rows);
+        data.write_back();
+        self.buffer = buffer;
+        Ok(())
     }
 
     /// # Safety
@@ -281,8 +311,7 @@ impl Hook {
     /// # Safety
     /// `t` is live, computed and synchronised, and nothing else reads or writes it now.
     unsafe fn computed(&mut self, t: *mut sys::ggml_tensor) -> Result<(), HookError> {
-        let place =
-            self.pending.take().unwrap_or(Place { on_stream: false, writes: false, block_output: None });
+        let place = self.pending.take().unwrap_or_default();
         // SAFETY: passed on from the caller.
         if let Some(weight) = unsafe { self.wanted_writer(t) } {
             // SAFETY: the inputs of a node just computed are still allocated and unchanged.
@@ -341,6 +370,8 @@ impl Hook {
         let mut buffer = std::mem::take(&mut self.buffer);
         // SAFETY: passed on from the caller; no other reference to the data exists.
         let mut data = unsafe { RowsMut::of(t, &mut buffer) }?;
+        // In case it lies before the beginning: see `restore`.
+        self.first.get_or_insert_with(|| (t, data.rows().to_vec()));
         // One thread: the work is a thousandth of the matrix products', and those keep their threads spinning.
         let result = (data.rows().chunks_exact_mut(n_embd).enumerate())
             .try_for_each(|(i, row)| self.intervene_row(self.token(&rows, i), row, output_of));

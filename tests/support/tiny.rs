@@ -116,7 +116,8 @@ impl Spec {
         self.n_embd_head() * self.n_head_kv
     }
 
-    fn metadata(&self) -> Vec<(String, Value)> {
+    /// The keys and values of its file.
+    pub fn metadata(&self) -> Vec<(String, Value)> {
         let u32 = |v: usize| Value::U32(v as u32);
         let a = self.arch.name();
         let mut kv = vec![
@@ -412,7 +413,7 @@ pub fn big(path: &Path, spec: &Spec, ty: Type) -> io::Result<()> {
 }
 
 /// The tokenizer's metadata: GPT-2's byte-level BPE with 256 bytes, [`MERGES`] and [`SPECIAL`].
-fn tokenizer() -> Vec<(String, Value)> {
+pub fn tokenizer() -> Vec<(String, Value)> {
     let mut tokens: Vec<String> = (0..=255).map(|b| byte_char(b).to_string()).collect();
     tokens.extend(MERGES.iter().map(|(a, b)| format!("{a}{b}")));
     tokens.extend(SPECIAL.map(str::to_owned));

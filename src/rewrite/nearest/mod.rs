@@ -1,0 +1,274 @@
+//! Rounding to the nearest code of the grid that is there: the fast way, which asks for no activations.
+//!
+//! W' = W − R(RᵀW). Scales and offsets stay, and each element takes the code nearest to its W'; a tie, to within
+//! rounding, keeps the present code. Far faster than encoding anew, because most groups of a large matrix are not
+//! touched at all: where Σ_k |r_k||a_k|, at its largest in the group, is below half a step of the group's grid, no code
+//! can move and the bytes are kept unread.
+//!
+//! Work is cut by the shape alone and its sums are added in order, so the bytes and the figures do not depend on the
+//! number of threads. The figures are those of [`Sums`], from the same decoded values, but most of them follow from the
+//! codes that moved: Ŵ = W elsewhere.
+#![forbid(unsafe_code)]
+
+mod round;
+#[cfg(test)]
+mod tests;
+
+use std::io::Write;
+
+use rayon::prelude::*;
+
+use super::RewriteError;
+use super::basis::{Basis, dot};
+use super::edit::{Matrix, Sums};
+use crate::arch::Axis;
+use crate::quant::Grid;
+use round::{Rounder, Work};
+
+/// Elements rounded at a time, about.
+const CHUNK: usize = 1 << 19;
+/// Chunks in flight: enough for the cores, few enough for memory.
+const BATCH: usize = 16;
+/// Columns of a sum that stay in a core's cache.
+const STRIPE: usize = 1024;
+/// Slabs of rows, at most: each has sums of its own.
+const SLABS: usize = 16;
+/// Rows decoded together.
+const ROWS: usize = 4;
+
+/// Elements whose W' lies more than half a step beyond the ends of their grid, or off a grid of scale 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Saturation {
+    /// How many.
+    pub elements: u64,
+    /// Their part of ‖Ŵ − W'‖².
+    pub left: f64,
+}
+
+impl Saturation {
+    pub(super) fn add(&mut self, other: Self) {
+        self.elements += other.elements;
+        self.left += other.left;
+    }
+}
+
+/// Writes W − R(RᵀW) to `out`, each element at the nearest code of its grid, and returns the sums.
+///
+/// `basis` is R, k × n_embd, orthonormal. For [`Axis::Output`] the matrix has n_embd rows; otherwise rows of n_embd.
+///
+/// # Errors
+/// [`RewriteError::Weight`] for a weight that is not finite; [`RewriteError::Write`].
+pub(super) fn nearest(
+    matrix: Matrix<'_>,
+    grid: &Grid,
+    basis: &Basis,
+    axis: Axis,
+    out: &mut dyn Write,
+) -> Result<(Sums, Saturation), RewriteError> {
+    match axis {
+        Axis::Output => by_output(matrix, grid, basis, out),
+        Axis::Row | Axis::Bias => by_row(matrix, grid, basis, out),
+    }
+}
+
+/// r runs over rows: A = RᵀW first, k × n, then row i moves by −Σ_k R[k][i] A[k].
+fn by_output(
+    matrix: Matrix<'_>,
+    grid: &Grid,
+    basis: &Basis,
+    out: &mut dyn Write,
+) -> Result<(Sums, Saturation), RewriteError> {
+    let (along, weight) = project(&matrix, grid, basis);
+    if !weight.is_finite() {
+        matrix.check()?;
+    }
+    let before = along.iter().map(|a| dot(a, a)).sum();
+    let mut sums = Sums { weight, before, ..Sums::default() };
+    let mut saturation = Saturation::default();
+    if before == 0.0 {
+        out.write_all(matrix.data)?;
+        return Ok((sums, saturation));
+    }
+    for (p, a) in basis.iter().zip(&along) {
+        sums.edit += basis.iter().zip(&along).map(|(q, b)| dot(p, q) * dot(a, b)).sum::<f64>();
+    }
+    sums.off = sums.edit;
+
+    let rounder = Rounder::new(grid, &along);
+    // RᵀŴ: starts as RᵀW, and each chunk adds what it moved.
+    let mut left = along.clone();
+    let make = |&(first, bytes): &(usize, &[u8])| {
+        let mut bytes = bytes.to_vec();
+        let mut work = Work::new(grid, matrix.n);
+        let mut moved = vec![vec![0.0; matrix.n]; basis.len()];
+        for (i, row) in bytes.chunks_exact_mut(matrix.row_bytes()).enumerate() {
+            let factors: Vec<f64> = basis.iter().map(|r| r[first + i]).collect();
+            rounder.row(row, &factors, &mut work, |column, change| {
+                for (moved, factor) in moved.iter_mut().zip(&factors) {
+                    for (sum, change) in moved[column..].iter_mut().zip(change) {
+                        *sum += factor * change;
+                    }
+                }
+            });
+        }
+        Ok((bytes, work.tally, moved))
+    };
+    pipeline(&chunks(&matrix), &make, |(bytes, tally, moved)| {
+        out.write_all(&bytes)?;
+        sums.off += tally.off;
+        saturation.add(tally.saturation);
+        for (left, moved) in left.iter_mut().zip(&moved) {
+            add(left, moved);
+        }
+        Ok(())
+    })?;
+    sums.off = sums.off.max(0.0);
+    sums.after = left.iter().map(|a| dot(a, a)).sum();
+    Ok((sums, saturation))
+}
+
+/// r runs along each row: w moves by −Σ_k (r_k·w) r_k.
+fn by_row(
+    matrix: Matrix<'_>,
+    grid: &Grid,
+    basis: &Basis,
+    out: &mut dyn Write,
+) -> Result<(Sums, Saturation), RewriteError> {
+    let rounder = Rounder::new(grid, basis);
+    let gram: Vec<Vec<f64>> = basis.iter().map(|p| basis.iter().map(|q| dot(p, q)).collect()).collect();
+    let make = |&(first, bytes): &(usize, &[u8])| {
+        let mut bytes = bytes.to_vec();
+        let mut work = Work::new(grid, matrix.n);
+        let mut sums = Sums::default();
+        let mut w = vec![0.0; matrix.n];
+        for (i, row) in bytes.chunks_exact_mut(matrix.row_bytes()).enumerate() {
+            grid.decode(row, &mut w);
+            let weight = lanes(&w, |j| f64::from(w[j]));
+            if !weight.is_finite() {
+                matrix.decode(first + i, row)?;
+            }
+            sums.weight += weight;
+            let along: Vec<f64> = basis.iter().map(|r| lanes(&w, |j| r[j])).collect();
+            sums.before += dot(&along, &along);
+            sums.edit += gram.iter().zip(&along).map(|(g, a)| a * dot(g, &along)).sum::<f64>();
+            let mut left = along.clone();
+            rounder.row(row, &along, &mut work, |column, change| {
+                for (left, r) in left.iter_mut().zip(basis) {
+                    *left += change.iter().zip(&r[column..]).map(|(x, r)| x * r).sum::<f64>();
+                }
+            });
+            sums.after += dot(&left, &left);
+        }
+        Ok((bytes, sums, work.tally))
+    };
+    let mut sums = Sums::default();
+    let mut saturation = Saturation::default();
+    pipeline(&chunks(&matrix), &make, |(bytes, part, tally)| {
+        out.write_all(&bytes)?;
+        sums.add(part);
+        sums.off += tally.off;
+        saturation.add(tally.saturation);
+        Ok(())
+    })?;
+    sums.off = (sums.off + sums.edit).max(0.0);
+    Ok((sums, saturation))
+}
+
+/// A = RᵀW, k × n, and ‖W‖².
+fn project(matrix: &Matrix<'_>, grid: &Grid, basis: &Basis) -> (Vec<Vec<f64>>, f64) {
+    let row_bytes = matrix.row_bytes();
+    let slab = matrix.rows.div_ceil(SLABS).next_multiple_of(ROWS);
+    let stripes = matrix.n.div_ceil(STRIPE);
+    let of = |item: usize| {
+        let rows = item / stripes * slab..matrix.rows.min((item / stripes + 1) * slab);
+        let columns = item % stripes * STRIPE..matrix.n.min((item % stripes + 1) * STRIPE);
+        let bytes = |column: usize| column / grid.block() * grid.block_bytes();
+        let mut along = vec![vec![0.0; columns.len()]; basis.len()];
+        let mut weight = 0.0;
+        let mut w = vec![0.0; ROWS * columns.len()];
+        for first in rows.clone().step_by(ROWS) {
+            let n = ROWS.min(rows.end - first);
+            for (i, w) in w.chunks_exact_mut(columns.len()).take(n).enumerate() {
+                let row = &matrix.data[(first + i) * row_bytes..][..row_bytes];
+                grid.decode(&row[bytes(columns.start)..bytes(columns.end)], w);
+            }
+            w[n * columns.len()..].fill(0.0);
+            weight += lanes(&w, |j| f64::from(w[j]));
+            for (along, r) in along.iter_mut().zip(basis) {
+                let mut factors = [0.0; ROWS];
+                factors[..n].copy_from_slice(&r[first..first + n]);
+                add_rows(along, &w, factors);
+            }
+        }
+        (along, weight)
+    };
+    let items = matrix.rows.div_ceil(slab.max(1)) * stripes;
+    let parts: Vec<_> = (0..items).into_par_iter().map(of).collect();
+    let mut along = vec![vec![0.0; matrix.n]; basis.len()];
+    let mut weight = 0.0;
+    for (item, (part, square)) in parts.iter().enumerate() {
+        weight += square;
+        for (along, part) in along.iter_mut().zip(part) {
+            add(&mut along[item % stripes * STRIPE..], part);
+        }
+    }
+    (along, weight)
+}
+
+/// sum += Σ_i factors[i] · row i of w.
+fn add_rows(sum: &mut [f64], w: &[f32], [a, b, c, d]: [f64; ROWS]) {
+    let (upper, lower) = w.split_at(2 * sum.len());
+    let ((p, q), (r, s)) = (upper.split_at(sum.len()), lower.split_at(sum.len()));
+    for ((sum, (p, q)), (r, s)) in sum.iter_mut().zip(p.iter().zip(q)).zip(r.iter().zip(s)) {
+        let (p, q, r, s) = (f64::from(*p), f64::from(*q), f64::from(*r), f64::from(*s));
+        *sum += (a * p + b * q) + (c * r + d * s);
+    }
+}
+
+/// Σ_j w[j] · x(j), in eight sums side by side; the length of w is a multiple of 8.
+fn lanes(w: &[f32], x: impl Fn(usize) -> f64) -> f64 {
+    let mut sums = [0.0; 8];
+    for (i, w) in w.as_chunks::<8>().0.iter().enumerate() {
+        for (l, (sum, w)) in sums.iter_mut().zip(w).enumerate() {
+            *sum += f64::from(*w) * x(8 * i + l);
+        }
+    }
+    sums.iter().sum()
+}
+
+fn add(to: &mut [f64], from: &[f64]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to += from;
+    }
+}
+
+/// First rows and bytes of the chunks.
+fn chunks<'a>(matrix: &Matrix<'a>) -> Vec<(usize, &'a [u8])> {
+    let rows = (CHUNK / matrix.n.max(1)).max(1);
+    let bytes = (rows * matrix.row_bytes()).max(1);
+    matrix.data.chunks(bytes).enumerate().map(|(i, b)| (i * rows, b)).collect()
+}
+
+/// Makes parts in parallel and takes them in order, the next ones being made meanwhile.
+fn pipeline<I: Sync, T: Send>(
+    items: &[I],
+    make: &(impl Fn(&I) -> Result<T, RewriteError> + Sync),
+    mut take: impl FnMut(T) -> Result<(), RewriteError>,
+) -> Result<(), RewriteError> {
+    let batch = |items: &[I]| items.par_iter().map(make).collect::<Result<Vec<T>, _>>();
+    let mut batches = items.chunks(BATCH);
+    let mut ready = batches.next().map(batch);
+    while let Some(parts) = ready {
+        let parts = parts?;
+        let next = batches.next();
+        let mut made = None;
+        rayon::in_place_scope(|scope| {
+            if let Some(items) = next {
+                scope.spawn(|_| made = Some(batch(items)));
+            }
+            parts.into_iter().try_for_each(&mut take)
+        })?;
+        ready = made;
+    }
+    Ok(())
+}
