@@ -14,6 +14,7 @@ use ggsteer::runtime::{
 
 mod support;
 
+use support::architectures::table::{ADDED, NORMED};
 use support::forward::{Edit, Rows, forward};
 use support::tiny::{self, Arch, Spec, unit};
 
@@ -237,6 +238,49 @@ fn another_seed_takes_other_rows_of_the_same_prompts() {
     });
     assert_eq!(a.0, b.0, "the moments are over all rows");
     assert_ne!(a.1, b.1);
+}
+
+#[test]
+fn on_every_architecture_the_inputs_of_all_writers_are_captured() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let tokens: Vec<Token> = (0..40).map(|i| Token(i * 7 % 250)).collect();
+    for spec in ADDED.iter().chain(NORMED) {
+        spec.random(1).write(&path).unwrap();
+        let file = GgufFile::open(&path).unwrap();
+        let targets = Target::of(&file, &ggsteer::arch::writers(&file).unwrap());
+        assert!(!targets.is_empty(), "{}", spec.title());
+        let model = Model::load(&path, &ModelOptions::default()).unwrap();
+        let writer_inputs = targets.iter().map(|t| t.tensor.clone()).collect();
+        let plan = CapturePlan { stream: false, writer_inputs };
+        // Rows seen of each tensor: an expert writer has as many for each token.
+        let mut rows: BTreeMap<String, usize> = BTreeMap::new();
+        let mut sink = |_: usize, _: i32, site: Site<'_>, row: &[f32]| {
+            let (name, slice) = match site {
+                Site::WriterInput(name) => (name, 0),
+                Site::ExpertInput(name, expert) => (name, expert),
+                Site::Block(_) => return,
+            };
+            let target = targets.iter().find(|t| t.tensor == name).unwrap();
+            assert!(row.len() == target.n_in && slice < target.n_slices, "{}: {name}", spec.title());
+            assert!(
+                row.iter().all(|x| x.is_finite()) && row.iter().any(|x| *x != 0.0),
+                "{}: {name}",
+                spec.title()
+            );
+            *rows.entry(name.into()).or_default() += 1;
+        };
+        let job = Job { tokens: &tokens, n_out: 5, intervention: None };
+        let ran = session(&model, 64, 1).prefill(&[job], Some((&plan, &mut sink)), &mut |_, _| ());
+        ran.unwrap_or_else(|e| panic!("{}: {e}", spec.title()));
+        for Target { tensor, n_slices, .. } in &targets {
+            let per_token = if *n_slices > 1 { 2 } else { 1 };
+            let found = rows.get(tensor).copied().unwrap_or(0);
+            // All tokens, or the last block's outputs.
+            let right = found == 40 * per_token || found == 5 * per_token;
+            assert!(right, "{}: {found} rows of {tensor}", spec.title());
+        }
+    }
 }
 
 #[test]
