@@ -1,5 +1,6 @@
 //! Calibration inputs: against the independent forward pass, and whatever the batch and the threads.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,10 +8,13 @@ use ggsteer::calibration::{Calibration, Options, Origin, Target, collect};
 use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
 use ggsteer::runtime::sampling::Sampler;
-use ggsteer::runtime::{GenerateOptions, Job, Model, ModelOptions, Prompt, Session, SessionOptions, Token};
+use ggsteer::runtime::{
+    CapturePlan, GenerateOptions, Job, Model, ModelOptions, Prompt, Session, SessionOptions, Site, Token,
+};
 
 mod support;
 
+use support::architectures::table::{ADDED, NORMED};
 use support::forward::{Edit, Rows, forward};
 use support::tiny::{self, Arch, Spec, unit};
 
@@ -234,4 +238,99 @@ fn another_seed_takes_other_rows_of_the_same_prompts() {
     });
     assert_eq!(a.0, b.0, "the moments are over all rows");
     assert_ne!(a.1, b.1);
+}
+
+#[test]
+fn on_every_architecture_the_inputs_of_all_writers_are_captured() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let tokens: Vec<Token> = (0..40).map(|i| Token(i * 7 % 250)).collect();
+    for spec in ADDED.iter().chain(NORMED) {
+        spec.random(1).write(&path).unwrap();
+        let file = GgufFile::open(&path).unwrap();
+        let targets = Target::of(&file, &ggsteer::arch::writers(&file).unwrap());
+        assert!(!targets.is_empty(), "{}", spec.title());
+        let model = Model::load(&path, &ModelOptions::default()).unwrap();
+        let writer_inputs = targets.iter().map(|t| t.tensor.clone()).collect();
+        let plan = CapturePlan { stream: false, writer_inputs };
+        // Rows seen of each tensor: an expert writer has as many for each token.
+        let mut rows: BTreeMap<String, usize> = BTreeMap::new();
+        let mut sink = |_: usize, _: i32, site: Site<'_>, row: &[f32]| {
+            let (name, slice) = match site {
+                Site::WriterInput(name) => (name, 0),
+                Site::ExpertInput(name, expert) => (name, expert),
+                Site::Block(_) => return,
+            };
+            let target = targets.iter().find(|t| t.tensor == name).unwrap();
+            assert!(row.len() == target.n_in && slice < target.n_slices, "{}: {name}", spec.title());
+            assert!(
+                row.iter().all(|x| x.is_finite()) && row.iter().any(|x| *x != 0.0),
+                "{}: {name}",
+                spec.title()
+            );
+            *rows.entry(name.into()).or_default() += 1;
+        };
+        let job = Job { tokens: &tokens, n_out: 5, intervention: None };
+        let ran = session(&model, 64, 1).prefill(&[job], Some((&plan, &mut sink)), &mut |_, _| ());
+        ran.unwrap_or_else(|e| panic!("{}: {e}", spec.title()));
+        for Target { tensor, n_slices, .. } in &targets {
+            let per_token = if *n_slices > 1 { 2 } else { 1 };
+            let found = rows.get(tensor).copied().unwrap_or(0);
+            // All tokens, or the last block's outputs.
+            let right = found == 40 * per_token || found == 5 * per_token;
+            assert!(right, "{}: {found} rows of {tensor}", spec.title());
+        }
+    }
+}
+
+#[test]
+fn of_a_prompt_longer_than_a_batch_every_token_is_captured_and_the_last_block_at_its_outputs() {
+    let folder = tempfile::tempdir().unwrap();
+    let ids: Vec<i32> = (0..23).map(|i| 40 + i * 7).collect();
+    let tokens: Vec<Token> = ids.iter().map(|&id| Token(id)).collect();
+    for experts in [(0, 0), (6, 2)] {
+        let made = make(Spec { experts, n_ff: 96, ..Spec::new(Arch::Llama) }, folder.path());
+        let trace = forward(&made.tiny, &ids, Edit::default());
+        let mut session = session(&made.model, 8, 1);
+        let writer_inputs = made.targets.iter().map(|t| t.tensor.clone()).collect();
+        let plan = CapturePlan { stream: true, writer_inputs };
+        for n_out in [1, 3, 12] {
+            let job = Job { tokens: &tokens, n_out, intervention: None };
+            let mut seen: BTreeMap<String, Rows> = BTreeMap::new();
+            let mut sink = |job: usize, position: i32, site: Site<'_>, row: &[f32]| {
+                assert!(job == 0 && (-23..0).contains(&position));
+                let name = match site {
+                    Site::Block(il) => format!("l_out-{il}"),
+                    Site::WriterInput(name) => name.into(),
+                    Site::ExpertInput(name, expert) => format!("{name} {expert}"),
+                };
+                seen.entry(name).or_default().push(row.to_vec());
+            };
+            session.prefill(&[job], Some((&plan, &mut sink)), &mut |_, _| ()).unwrap();
+            let outputs = 23 - n_out..23;
+            for il in 0..3 {
+                let what = format!("block {il}, experts {experts:?}, outputs {n_out}");
+                let check = |name: &str, rows: &[Vec<f32>]| {
+                    let found = seen.get(name).map_or(Vec::new(), |rows| rows.concat());
+                    assert_eq!(found.is_empty(), rows.is_empty(), "{what}: {name}");
+                    if !rows.is_empty() {
+                        assert_same_rows(&found, &rows.to_vec(), &format!("{what}: {name}"));
+                    }
+                };
+                check(&format!("l_out-{il}"), &trace.l_out[il][outputs.clone()]);
+                check(&format!("blk.{il}.attn_output.weight"), &trace.attn_output_in[il]);
+                let computed = if il == 2 { outputs.clone() } else { 0..23 };
+                if experts.0 == 0 {
+                    check(&format!("blk.{il}.ffn_down.weight"), &trace.ffn_down_in[il][computed]);
+                    continue;
+                }
+                for expert in 0..6 {
+                    let given = trace.ffn_down_exps_in[il][computed.clone()].iter().flatten();
+                    let rows: Rows =
+                        given.filter(|(e, _)| *e == expert).map(|(_, row)| row.clone()).collect();
+                    check(&format!("blk.{il}.ffn_down_exps.weight {expert}"), &rows);
+                }
+            }
+        }
+    }
 }

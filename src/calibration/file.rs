@@ -5,7 +5,6 @@
 //! of ne = [3, n_slices]: tokens seen, rows to fit on, rows held out. A sample without rows has no tensor.
 #![forbid(unsafe_code)]
 
-use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -80,14 +79,15 @@ impl Calibration {
         let io = |source| fail(GgufError::Io { path: path.to_path_buf(), source });
         let file = GgufFile::open(path).map_err(fail)?;
         let kind = file.arch().map_err(fail)?;
-        if kind != KIND {
+        // What is no part of a split model is one file.
+        let ([part], KIND) = (file.parts(), kind) else {
             return Err(CalibrationError::Kind {
                 path: path.to_path_buf(),
                 expected: "a calibration file of ggsteer",
                 key: "architecture",
                 found: format!("{kind:?}"),
             });
-        }
+        };
         let mut source = Provenance::read(&file);
         source.architecture = file.get_str("ggsteer.model.architecture").ok().map(Into::into);
         let ablated = match file.require("ggsteer.calibration.ablated").map_err(fail)? {
@@ -100,7 +100,7 @@ impl Calibration {
             generated: file.get_u64("ggsteer.calibration.generated").map_err(fail)? as usize,
             ablated,
         };
-        let store = Arc::new(Mutex::new(Store::File(File::open(path).map_err(io)?)));
+        let store = Arc::new(Mutex::new(Store::File(part.file().try_clone().map_err(io)?)));
         let reader = Reader { file: &file, path, store: &store };
         let mut calibration = Self { inputs: std::collections::BTreeMap::new(), origin };
         for info in file.tensors() {

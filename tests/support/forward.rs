@@ -29,15 +29,18 @@ pub struct Trace {
     pub attn_output_in: Vec<Rows>,
     /// What `ffn_down.weight` of block il is multiplied with: n_layer × n_tokens × n_ff.
     pub ffn_down_in: Vec<Rows>,
-    /// What the slices of `ffn_down_exps.weight` of block il are multiplied with, each with its expert: n_layer ×
-    /// n_tokens × n_expert_used × n_ff. Empty without experts, as `ffn_down_in` is with them.
-    pub ffn_down_exps_in: Vec<Vec<Vec<(usize, Vec<f32>)>>>,
+    /// What the slices of `ffn_down_exps.weight` of block il are multiplied with: n_layer × n_tokens × n_expert_used ×
+    /// n_ff. Empty without experts, as `ffn_down_in` is with them.
+    pub ffn_down_exps_in: Vec<ByExpert>,
     /// n_tokens × n_vocab.
     pub logits: Rows,
 }
 
 /// One vector a token.
 pub type Rows = Vec<Vec<f32>>;
+
+/// For each token the experts it goes through, each with what it is given.
+pub type ByExpert = Vec<Vec<(usize, Vec<f32>)>>;
 
 /// Runs `model` over `tokens` at positions 0, 1, …, causally.
 pub fn forward(model: &Model, tokens: &[i32], edit: Edit) -> Trace {
@@ -218,7 +221,7 @@ fn ffn_hidden(model: &Model, il: usize, rows: &Rows) -> Rows {
 }
 
 /// Of the experts, the ones with the largest logits, weighted by the softmax over those: what each is given, and the sum.
-fn experts(model: &Model, il: usize, rows: &Rows) -> (Vec<Vec<(usize, Vec<f32>)>>, Rows) {
+fn experts(model: &Model, il: usize, rows: &Rows) -> (ByExpert, Rows) {
     let (n_expert, n_used) = model.spec.experts;
     let times = |name: &str, expert: usize, x: &[f32]| -> Vec<f32> {
         let slice = model.slice(&format!("blk.{il}.{name}_exps.weight"), expert);
