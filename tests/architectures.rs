@@ -9,7 +9,7 @@ use ggsteer::arch::ArchError;
 use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
-use ggsteer::rewrite::{Options, Plan, RewriteError, Tied, Written, execute};
+use ggsteer::rewrite::{Options, Plan, RewriteError, Written, execute};
 use ggsteer::runtime::{
     CapturePlan, Captured, Item, Model, ModelOptions, Outputs, Session, SessionOptions, Site, Token,
 };
@@ -82,7 +82,7 @@ fn directions(k: u64) -> Vec<Vec<f32>> {
 
 fn rewrite(from: &Path, to: &Path, directions: &[Vec<f32>]) {
     let file = GgufFile::open(from).unwrap();
-    let plan = Plan::new(&file, directions, Options { tied: Tied::Edit }).unwrap_or_else(|e| panic!("{e}"));
+    let plan = Plan::new(&file, directions, Options::default()).unwrap_or_else(|e| panic!("{e}"));
     let out = OutputFile::create(to, true, &[from]).unwrap();
     let report = execute(&file, &plan, out, &[], &mut |_| ()).and_then(Written::commit).unwrap();
     assert!(report.max_leak < 1e-5, "F32 leaves {}", report.max_leak);

@@ -34,7 +34,7 @@ fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
 
 fn rewrite(from: &Path, to: &Path, directions: &[Vec<f32>], tied: Tied) {
     let file = GgufFile::open(from).unwrap();
-    let plan = Plan::new(&file, directions, Options { tied }).unwrap();
+    let plan = Plan::new(&file, directions, Options { tied, ..Options::default() }).unwrap();
     let out = OutputFile::create(to, true, &[from]).unwrap();
     let report = execute(&file, &plan, out, &[], &mut |_| ()).unwrap().commit().unwrap();
     assert!(report.max_leak < 1e-5, "F32 leaves {}", report.max_leak);

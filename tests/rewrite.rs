@@ -464,7 +464,7 @@ fn tied_embeddings_are_edited_untied_or_skipped() {
     let bench = Bench::new(&Model::dense("llama", GgmlType::Q8_0).bytes());
     let data = |file: &GgufFile, name: &str| file.tensor(name).map(|t| file.tensor_data(t).to_vec());
     let original = data(&bench.open(), "token_embd.weight");
-    let with = |tied| Options { tied };
+    let with = |tied| Options { tied, ..Options::default() };
 
     let (plan, report) = bench.run(&[direction(1)], with(Tied::Edit)).unwrap();
     assert!(plan.tied_embeddings && !report.untied);
@@ -612,7 +612,8 @@ fn progress_runs_from_nothing_to_everything() {
 #[test]
 fn a_second_reader_reads_the_output() {
     let bench = Bench::new(&Model::dense("llama", GgmlType::Q4_K).bytes());
-    let plan = Plan::new(&bench.open(), &[direction(1)], Options { tied: Tied::Untie }).unwrap();
+    let plan = Plan::new(&bench.open(), &[direction(1)], Options { tied: Tied::Untie, ..Options::default() })
+        .unwrap();
     bench.execute(&plan, &[("ggsteer.version".into(), Value::from("0.1.0"))]).unwrap();
     let ours = bench.result();
     let path: &Path = &bench.output;
@@ -652,7 +653,7 @@ fn llama_cpp_loads_what_is_written() {
 
     let bench = Bench::new(&Model::dense("llama", GgmlType::Q8_0).bytes());
     for tied in [Tied::Edit, Tied::Untie, Tied::Skip] {
-        let plan = Plan::new(&bench.open(), &[direction(1)], Options { tied }).unwrap();
+        let plan = Plan::new(&bench.open(), &[direction(1)], Options { tied, ..Options::default() }).unwrap();
         bench.execute(&plan, &hyperparameters("llama")).unwrap();
         assert!(loads(&bench), "{tied:?}");
     }

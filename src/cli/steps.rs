@@ -184,7 +184,8 @@ impl Choice {
 
 /// What erasing `directions` from `file` would change, or why it cannot be done.
 pub fn plan(file: &GgufFile, directions: &[Vec<f32>], tied: Tied) -> Result<Plan> {
-    Plan::new(file, directions, Options { tied }).with_context(|| file.path().display().to_string())
+    Plan::new(file, directions, Options { tied, ..Options::default() })
+        .with_context(|| file.path().display().to_string())
 }
 
 /// Rewrites `input` into `out` with `direction` erased from every writer; a warning where much of it is left.

@@ -340,6 +340,8 @@ mod tests {
                 out_type,
                 ne: info.ne,
                 bytes: info.bytes,
+                strength: 1.0,
+                preserve_norm: false,
             }
         };
         Plan {
@@ -348,6 +350,7 @@ mod tests {
             tensors: retype.iter().map(planned).collect(),
             tied_embeddings: false,
             tied: Tied::Edit,
+            partial: None,
             n_tensors: file.tensors().len(),
             basis: Basis::new(),
         }

@@ -17,6 +17,7 @@ mod plan;
 mod record;
 mod report;
 mod rows;
+mod scope;
 mod verify;
 
 pub use execute::{Progress, Written, execute};
@@ -24,6 +25,7 @@ pub use figures::{Figures, Meter, Part, Totals};
 pub use plan::{Options, Plan, PlannedTensor, Tied};
 pub use record::{Record, RecordedDirection};
 pub use report::{Report, TensorReport};
+pub use scope::{Blocks, Groups, Scope, ScopeError, Strength};
 pub use verify::{TensorCheck, Verification, VerifyError, verify, verify_untouched};
 
 pub(crate) use basis::{orthonormal, seen_by};
@@ -108,6 +110,29 @@ pub enum RewriteError {
         row: u64,
         /// The type.
         ty: GgmlType,
+    },
+    /// Blocks, writers or strengths that the model does not have.
+    #[error(transparent)]
+    Scope(#[from] ScopeError),
+    /// Rows that are no whole number of blocks of the type they are to get.
+    #[error("tensor {tensor:?} cannot become {ty}: its rows of {n} are no multiple of {}", ty.block_size())]
+    Upcast {
+        /// The tensor.
+        tensor: String,
+        /// The type it was to get.
+        ty: GgmlType,
+        /// Elements of a row.
+        n: u64,
+    },
+    /// A source of higher precision that is not the same model's.
+    #[error("source: {what}: expected {expected}, found {found}")]
+    Source {
+        /// The architecture, or a tensor.
+        what: String,
+        /// What the model has.
+        expected: String,
+        /// What the source has.
+        found: String,
     },
     /// The plan was made for another file.
     #[error("plan does not fit the file: tensor {tensor:?} differs")]
