@@ -57,10 +57,10 @@ impl Default for Settings {
             mu: 1.0,
             mu_rows: 1.0,
             damping: 0.1,
-            sweeps: 12,
+            sweeps: 24,
             pairs_from: 4,
             refit_every: 3,
-            tolerance: 0.01,
+            tolerance: 0.002,
         }
     }
 }
