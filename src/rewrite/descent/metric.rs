@@ -154,7 +154,11 @@ impl Metric {
 
     /// v H vᵀ from v's product.
     pub fn square(&self, product: &[f32], first: usize, v: &[f32]) -> f64 {
-        if self.is_dense() { dot(&product[first..], v) } else { self.inner(product, first, v, product, v) }
+        if self.is_dense() {
+            dot(&product[first..][..v.len()], v)
+        } else {
+            self.inner(product, first, v, product, v)
+        }
     }
 
     /// Adds t v to the row whose image this is.

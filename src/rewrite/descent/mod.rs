@@ -21,6 +21,8 @@
 
 mod metric;
 mod row;
+#[cfg(test)]
+mod tests;
 use row::{BATCH, Gaps, Row};
 
 pub(in crate::rewrite) use metric::Metric;
