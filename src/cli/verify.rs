@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use ggsteer::arch;
 use ggsteer::calibration::Calibration;
 use ggsteer::gguf::GgufFile;
-use ggsteer::rewrite::{self, TensorCheck, Verification};
+use ggsteer::rewrite::{self, Record, TensorCheck, Verification};
 use serde::Serialize;
 
 use super::args::DirectionArgs;
@@ -73,7 +73,9 @@ impl Args {
         let path = self.rewritten.display().to_string();
         let rewritten = GgufFile::open(&self.rewritten).with_context(|| path.clone())?;
         let directions = self.directions.load(&original)?;
-        let writers = arch::writers(&original).with_context(at)?;
+        let record = Record::read(&rewritten);
+        let writers = record.map_or_else(|| arch::writers(&original), |r| r.writers(&original));
+        let writers = writers.with_context(at)?;
         let calibration = match &self.calibration {
             None => None,
             Some(path) => {
@@ -97,7 +99,8 @@ impl Args {
         if !verification.has_provenance {
             warn(&format!("{path}: says nothing of how it was made: every writer is taken as edited"));
         }
-        let edited = || verification.tensors.iter().filter(|t| t.strength != 0.0 && t.figures.share > 0.0);
+        let counts = |t: &&TensorCheck| t.strength != 0.0 && t.figures.share > 0.0 && !t.added;
+        let edited = || verification.tensors.iter().filter(counts);
         let largest = |of: fn(&TensorCheck) -> Option<f64>| edited().filter_map(of).reduce(f64::max);
         let output = Output {
             original: at(),

@@ -348,6 +348,7 @@ mod tests {
             architecture: "llama".into(),
             rank: 1,
             tensors: retype.iter().map(planned).collect(),
+            additions: Vec::new(),
             tied_embeddings: false,
             tied: Tied::Edit,
             partial: None,
