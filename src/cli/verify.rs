@@ -33,6 +33,9 @@ pub struct Args {
     /// Use a calibration of a model of another name whose tensors have the same shapes
     #[arg(long, requires = "calibration")]
     other_calibration: bool,
+    /// The same model at a higher precision, where the rewriting started from it: the figures are then those of its edit
+    #[arg(long, value_name = "F16.gguf")]
+    source: Option<PathBuf>,
     /// What was to be done with a token embedding that is the output head too, where the file does not say
     #[arg(long, value_enum, default_value_t = TiedArg::Edit)]
     tied: TiedArg,
@@ -86,14 +89,18 @@ impl Args {
                 Some(calibration)
             }
         };
+        let source = self.source.as_ref();
+        let source = source.map(|path| GgufFile::open(path).with_context(|| path.display().to_string()));
+        let source = source.transpose()?;
         let held_out = &mut |tensor: &str, slice: usize| -> Result<Vec<f32>> {
             let inputs = calibration.as_ref().and_then(|c| c.inputs(tensor));
             Ok(inputs.map(|i| i.held_out(slice)).transpose()?.unwrap_or_default())
         };
         let bar = ui.progress(writers.len(), "measuring");
         let step = &mut || bar.inc(1);
+        let tied = self.tied.into();
         let verification =
-            rewrite::verify(&original, &rewritten, &directions, self.tied.into(), held_out, step)
+            rewrite::verify(&original, &rewritten, &directions, tied, source.as_ref(), held_out, step)
                 .with_context(|| format!("{path} against {}", at()))?;
         bar.finish_and_clear();
         if !verification.has_provenance {

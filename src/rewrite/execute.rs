@@ -3,10 +3,8 @@
 
 use std::io::{self, Write};
 
-use super::basis::{Basis, seen_by};
-use super::edit::{Matrix, Sums, orthogonalize};
-use super::{Plan, PlannedTensor, Report, RewriteError, TensorReport, header};
-use crate::arch::Axis;
+use super::editor::Editor;
+use super::{How, Plan, Report, RewriteError, TensorReport, header};
 use crate::gguf::{GgufError, GgufFile, NewTensor, Part, TensorInfo, Value, amended_header, padded};
 use crate::output::{OutputFile, commit_parts};
 use crate::quant::{self, GgmlType};
@@ -76,21 +74,37 @@ impl Written {
 pub fn execute(
     file: &GgufFile,
     plan: &Plan,
+    how: &How<'_>,
     output: OutputFile,
     provenance: &[(String, Value)],
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Written, RewriteError> {
-    stream(file, plan, output, provenance, progress, &mut edit)
+    check(file, plan)?;
+    let mut editor = Editor::new(file, plan, how)?;
+    stream(file, plan, output, provenance, progress, &mut |name, out| editor.edit(name, out))
 }
 
 /// How a tensor is edited: all its new bytes, of the planned type, go out in order.
-type Edit<'a> = &'a mut dyn FnMut(
-    &GgufFile,
-    &TensorInfo,
-    &PlannedTensor,
-    &Basis,
-    &mut dyn Write,
-) -> Result<TensorReport, RewriteError>;
+type Edit<'a> = &'a mut dyn FnMut(&str, &mut dyn Write) -> Result<TensorReport, RewriteError>;
+
+/// Whether the plan was made for this file.
+pub(super) fn check(file: &GgufFile, plan: &Plan) -> Result<(), RewriteError> {
+    for planned in &plan.tensors {
+        let fits = file.tensor(&planned.writer.tensor).is_some_and(|info| {
+            (info.ty, info.ne, info.bytes) == (planned.r#type, planned.ne, planned.bytes)
+        });
+        if !fits {
+            return Err(RewriteError::OtherFile { tensor: planned.writer.tensor.clone() });
+        }
+    }
+    for addition in &plan.additions {
+        let found = file.tensor(&addition.tensor).map(TensorInfo::elements);
+        if found != (!addition.is_new).then_some(addition.vector.len() as u64) {
+            return Err(RewriteError::OtherFile { tensor: addition.tensor.clone() });
+        }
+    }
+    Ok(())
+}
 
 fn stream(
     file: &GgufFile,
@@ -100,14 +114,6 @@ fn stream(
     progress: &mut dyn FnMut(Progress<'_>),
     edit: Edit<'_>,
 ) -> Result<Written, RewriteError> {
-    for planned in &plan.tensors {
-        let fits = file.tensor(&planned.writer.tensor).is_some_and(|info| {
-            (info.ty, info.ne, info.bytes) == (planned.r#type, planned.ne, planned.bytes)
-        });
-        if !fits {
-            return Err(RewriteError::OtherFile { tensor: planned.writer.tensor.clone() });
-        }
-    }
     let head = if plan.unties() { Some(embedding(file)?) } else { None };
     let mut outputs = output.into_parts(file.n_parts(), &file.paths())?;
 
@@ -123,38 +129,59 @@ fn stream(
         let mut data_end = to.at;
         for info in file.tensors().iter().filter(|info| info.part == no) {
             let planned = plan.tensors.iter().find(|p| p.writer.tensor == info.name);
+            let addition = plan.addition(&info.name);
             progress(Progress {
                 tensor: Some(&info.name),
-                edited: planned.is_some(),
+                edited: planned.is_some() || addition.is_some(),
                 bytes_done,
                 bytes_total,
             });
             data_end = file.data_range(info).end;
-            if let Some(planned) = planned {
+            if planned.is_some() || addition.is_some() {
                 to.copy(file.data_range(info).start)?;
                 part.prefetch(file.data_range(info));
                 let mut sink = Sink { to: &mut to, given: 0 };
-                report.tensors.push(edit(file, info, planned, &plan.basis, &mut sink)?);
-                sink.finish(info, planned.out_type)?;
+                let ty = planned.map_or(info.ty, |planned| planned.out_type);
+                match addition {
+                    None => report.tensors.push(edit(&info.name, &mut sink)?),
+                    Some(addition) => {
+                        // A bias: small enough to be held.
+                        let mut bytes = Vec::new();
+                        if planned.is_some() {
+                            report.tensors.push(edit(&info.name, &mut bytes)?);
+                        } else {
+                            bytes.extend(file.tensor_data(info));
+                        }
+                        sink.write_all(&addition.add_to(ty, &bytes)?)?;
+                    }
+                }
+                sink.finish(info, ty)?;
             }
             bytes_done += info.bytes;
         }
-        if let Some(info) = head {
+        if changes.add.is_empty() {
+            to.copy(part.bytes().len())?;
+        } else {
             to.copy(data_end)?;
             to.pad()?;
-            let from = &file.parts()[info.part];
-            to.shared += to.out.append(from.file(), from.bytes(), file.data_range(info))?;
-            to.pad()?;
-        } else {
-            to.copy(part.bytes().len())?;
+            if let Some(info) = head {
+                let from = &file.parts()[info.part];
+                to.shared += to.out.append(from.file(), from.bytes(), file.data_range(info))?;
+                to.pad()?;
+            }
+            for addition in plan.new_biases() {
+                to.out.write_all(&addition.new_bytes())?;
+                to.pad()?;
+            }
         }
         report.shared_bytes += to.shared;
     }
     progress(Progress { tensor: None, edited: false, bytes_done, bytes_total });
 
-    report.n_edited = report.tensors.iter().filter(|t| t.edited).count();
+    let old_biases = plan.additions.iter().filter(|a| !a.is_new && !report.is_edited(&a.tensor)).count();
+    report.n_edited = report.tensors.iter().filter(|t| t.edited).count() + old_biases;
     report.n_untouched = file.tensors().len() - report.n_edited;
-    report.max_leak = report.tensors.iter().map(|t| t.leak).fold(0.0, f64::max);
+    report.max_leak = report.tensors.iter().map(|t| t.figures.leak).fold(0.0, f64::max);
     report.file_size = outputs.iter().map(OutputFile::position).sum();
     report.files = outputs.iter().map(|out| out.path().to_path_buf()).collect();
     let files = outputs.iter_mut().map(OutputFile::reread).collect::<Result<_, _>>()?;
@@ -242,43 +269,6 @@ impl Write for Sink<'_, '_> {
     }
 }
 
-/// Edits one tensor, slice by slice.
-fn edit(
-    file: &GgufFile,
-    info: &TensorInfo,
-    planned: &PlannedTensor,
-    basis: &Basis,
-    out: &mut dyn Write,
-) -> Result<TensorReport, RewriteError> {
-    let writer = &planned.writer;
-    let basis = &seen_by(file, writer, basis)?;
-    let data = file.tensor_data(info);
-    let (n, rows) = (info.ne[0] as usize, info.rows() as usize);
-    let rows_per_slice = if writer.axis == Axis::Output { info.ne[1] as usize } else { rows };
-    let mut sums = Sums::default();
-    if rows > 0 && n > 0 {
-        let slice_bytes = data.len() / rows * rows_per_slice;
-        for (slice, data) in data.chunks(slice_bytes).enumerate() {
-            let first_row = slice * rows_per_slice;
-            let matrix = Matrix { name: &info.name, ty: info.ty, data, n, rows: rows_per_slice, first_row };
-            sums.add(orthogonalize(matrix, basis, writer.axis, out)?);
-        }
-    }
-    let edited = sums.before > 0.0;
-    let ratio = |a: f64, b: f64| if b > 0.0 { (a / b).sqrt() } else { 0.0 };
-    Ok(TensorReport {
-        name: info.name.clone(),
-        r#type: info.ty,
-        kind: writer.kind,
-        block: writer.block,
-        edited,
-        leak: ratio(sums.after, sums.before),
-        distance: ratio(sums.off, sums.edit),
-        share: ratio(sums.before, sums.weight),
-        bytes: info.bytes,
-    })
-}
-
 /// The γ of a norm, every value finite.
 pub(super) fn norm_weights(file: &GgufFile, norm: &str) -> Result<Vec<f32>, RewriteError> {
     let tensor = || norm.to_string();
@@ -297,8 +287,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::arch::{Writer, WriterKind};
-    use crate::rewrite::Tied;
+    use crate::arch::{Axis, Writer, WriterKind};
+    use crate::rewrite::{Figures, Method, PlannedTensor, Tied};
 
     fn ty(name: &str) -> GgmlType {
         GgmlType::all().find(|ty| ty.name() == name).unwrap()
@@ -353,21 +343,24 @@ mod tests {
             tied: Tied::Edit,
             partial: None,
             n_tensors: file.tensors().len(),
-            basis: Basis::new(),
+            basis: Vec::new(),
         }
     }
 
-    fn report(info: &TensorInfo) -> TensorReport {
+    fn report(name: &str) -> TensorReport {
         TensorReport {
-            name: info.name.clone(),
-            r#type: info.ty,
+            name: name.into(),
+            r#type: GgmlType::F32,
+            out_type: GgmlType::F32,
             kind: WriterKind::FfnDown,
             block: None,
             edited: true,
-            leak: 0.0,
-            distance: 0.0,
-            share: 0.0,
+            method: Method::Exact,
+            figures: Figures::default(),
+            saturated: 0,
+            saturated_share: 0.0,
             bytes: 0,
+            error_x: 0.0,
         }
     }
 
@@ -384,16 +377,13 @@ mod tests {
             ] {
                 let plan = plan(&file, retype);
                 let out = OutputFile::create(&dir.path().join("out.gguf"), true, &[]).unwrap();
-                let mut fill = |_: &GgufFile,
-                                info: &TensorInfo,
-                                planned: &PlannedTensor,
-                                _: &Basis,
-                                out: &mut dyn Write| {
+                let mut fill = |name: &str, out: &mut dyn Write| {
+                    let planned = plan.tensors.iter().find(|p| p.writer.tensor == name).unwrap();
                     let bytes = planned.out_type.row_size(32).unwrap() as usize * 3;
                     // In pieces, as an edit comes.
                     out.write_all(&[0x11; 10])?;
                     out.write_all(&vec![0x11; bytes - 10])?;
-                    Ok(report(info))
+                    Ok(report(name))
                 };
                 let keys = [("ggsteer.edit".to_string(), Value::from("test"))];
                 let written = stream(&file, &plan, out, &keys, &mut |_| {}, &mut fill).unwrap();
@@ -421,11 +411,10 @@ mod tests {
         let plan = plan(&file, &[("b", GgmlType::F32)]);
         for n in [383, 385] {
             let out = OutputFile::create(&dir.path().join("out.gguf"), false, &[]).unwrap();
-            let mut fill =
-                |_: &GgufFile, info: &TensorInfo, _: &PlannedTensor, _: &Basis, out: &mut dyn Write| {
-                    out.write_all(&vec![0; n])?;
-                    Ok(report(info))
-                };
+            let mut fill = |name: &str, out: &mut dyn Write| {
+                out.write_all(&vec![0; n])?;
+                Ok(report(name))
+            };
             let error = stream(&file, &plan, out, &[], &mut |_| {}, &mut fill).unwrap_err();
             assert_eq!(error.to_string(), format!("tensor \"b\": {n} bytes given, 384 expected"));
         }

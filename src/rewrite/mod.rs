@@ -8,25 +8,31 @@
 
 mod addition;
 mod basis;
-mod edit;
+mod descent;
+mod editor;
 mod execute;
 mod figures;
+mod grow;
 mod header;
-#[allow(dead_code)]
 mod nearest;
 mod plan;
 mod record;
 mod report;
+mod round;
 mod rows;
 mod scope;
+mod target;
 mod verify;
 
 pub use addition::PlannedAddition;
+pub use descent::Settings;
 pub use execute::{Progress, Written, execute};
 pub use figures::{Figures, Meter, Part, Totals};
+pub use grow::{Grown, Growth, grow};
 pub use plan::{Options, Plan, PlannedTensor, Tied};
 pub use record::{Record, RecordedAddition, RecordedDirection};
 pub use report::{Report, TensorReport};
+pub use round::{How, Method, Rounding};
 pub use scope::{Blocks, Groups, Scope, ScopeError, Strength};
 pub use verify::{TensorCheck, Verification, VerifyError, verify, verify_untouched};
 
@@ -36,6 +42,7 @@ pub(crate) use rows::Rows;
 use std::io;
 
 use crate::arch::ArchError;
+use crate::calibration::CalibrationError;
 use crate::gguf::GgufError;
 use crate::output::OutputError;
 use crate::quant::{CodecError, GgmlType};
@@ -147,6 +154,20 @@ pub enum RewriteError {
         /// What the source has.
         found: String,
     },
+    /// A quantized matrix that is to be rounded for its inputs, and no inputs.
+    #[error(
+        "tensor {tensor:?} is {ty}: to round it for the inputs it gets, they must be known; give prompts, a calibration or \
+         an importance matrix, or round without"
+    )]
+    Uncalibrated {
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        ty: GgmlType,
+    },
+    /// The inputs of a writer cannot be read.
+    #[error(transparent)]
+    Calibration(#[from] CalibrationError),
     /// The plan was made for another file.
     #[error("plan does not fit the file: tensor {tensor:?} differs")]
     OtherFile {

@@ -75,6 +75,12 @@ impl PlannedTensor {
         self.writer.axis == Axis::Output && is_quantized(self.out_type)
     }
 
+    /// Whether its type in the new file holds few values.
+    #[must_use]
+    pub fn is_quantized(&self) -> bool {
+        is_quantized(self.out_type)
+    }
+
     /// Whether its type in the new file has no codes that could be moved one at a time: it is encoded anew, by the
     /// importance of its inputs.
     #[must_use]

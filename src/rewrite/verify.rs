@@ -3,9 +3,10 @@
 
 use serde::Serialize;
 
-use super::edit::mixed_dot;
-use super::figures::{Figures, Meter, Part, Totals};
+use super::editor::matching;
+use super::figures::{Figures, Part, Totals};
 use super::record::RecordedAddition;
+use super::target::{Edit, Target};
 use super::{Plan, PlannedAddition, Record, RewriteError, Rows, Tied, orthonormal, seen_by};
 use crate::arch::{self, Axis, Writer, WriterKind};
 use crate::direction::Direction;
@@ -117,7 +118,8 @@ pub type HeldOut<'a, E> = dyn FnMut(&str, usize) -> Result<Vec<f32>, E> + 'a;
 /// Compares a rewritten file with the original: the figures of every writer on what both decode to, and everything that
 /// is not as `out` says of itself ([`Record`]) or that changed and should not have.
 ///
-/// `tied` says what was to be done about a tied embedding where the file does not. `held_out` gives inputs that were not
+/// With a `source`, the same model at a higher precision from which the edit started, the figures are those of the edit of
+/// its weights. `tied` says what was to be done about a tied embedding where the file does not. `held_out` gives inputs that were not
 /// used in the rewriting; `step` is called after each writer.
 ///
 /// # Errors
@@ -129,6 +131,7 @@ pub fn verify<E: From<RewriteError>>(
     out: &GgufFile,
     directions: &[Direction],
     tied: Tied,
+    source: Option<&GgufFile>,
     held_out: &mut HeldOut<'_, E>,
     step: &mut dyn FnMut(),
 ) -> Result<Verification, E> {
@@ -182,8 +185,11 @@ pub fn verify<E: From<RewriteError>>(
             let basis = seen_by(original, writer, &basis)?;
             let strength = strength(writer);
             let lengths = record.as_ref().is_some_and(|r| r.preserve_norm) && writer.kind.group() != "bias";
-            let ideal = Ideal { basis: &basis, axis: writer.axis, strength, lengths };
-            let totals = measure((original, before), (out, after), &ideal, held_out)?;
+            let edit = Edit { basis: &basis, axis: writer.axis, strength, lengths };
+            let exact = source.map(|source| Ok((source, matching(source, before)?)));
+            let exact = exact.transpose().map_err(|e: RewriteError| E::from(e))?;
+            let weights = exact.unwrap_or((original, before));
+            let totals = measure(weights, (out, after), edit, held_out)?;
             tensors.push(TensorCheck {
                 name: writer.tensor.clone(),
                 kind: writer.kind,
@@ -234,75 +240,24 @@ fn unlike(
     all
 }
 
-/// What a tensor should be: W' = W − s·R(RᵀW), its columns (for [`Axis::Row`] its rows) back at the lengths of W's
-/// where `lengths` says so.
-struct Ideal<'a> {
-    basis: &'a [Vec<f64>],
-    axis: Axis,
-    strength: f64,
-    lengths: bool,
-}
-
-impl Ideal<'_> {
-    /// By how much what was left shorter by the edit is scaled, from ‖w‖² and ‖Rᵀw‖².
-    fn stretch(&self, square: f64, along: f64) -> f64 {
-        let left = square - self.strength * (2.0 - self.strength) * along;
-        // A vector along R alone has no direction left to be long in.
-        if left > 1e-12 * square { (square / left).sqrt() } else { 1.0 }
-    }
-
-    /// The factor of each column, from RᵀW (k × n) and the squares of W's columns.
-    fn columns(&self, along: &[Vec<f64>], squares: &[f64]) -> Vec<f64> {
-        let along = |i: usize| along.iter().map(|a| a[i] * a[i]).sum();
-        squares.iter().enumerate().map(|(i, square)| self.stretch(*square, along(i))).collect()
-    }
-
-    /// Gives rows of `meter`'s ideal their lengths; `columns` are the factors for [`Axis::Output`].
-    fn stretched(&self, meter: &Meter<'_>, first: usize, w: &[f32], n: usize, columns: &[f64]) -> Vec<f64> {
-        let mut ideal = meter.ideal(first, w);
-        for (row, w) in ideal.chunks_exact_mut(n).zip(w.chunks_exact(n)) {
-            if self.axis == Axis::Output {
-                row.iter_mut().zip(columns).for_each(|(x, factor)| *x *= factor);
-            } else {
-                let square = w.iter().map(|x| f64::from(*x).powi(2)).sum();
-                let along = self.basis.iter().map(|r| mixed_dot(w, r).powi(2)).sum();
-                let factor = self.stretch(square, along);
-                row.iter_mut().for_each(|x| *x *= factor);
-            }
-        }
-        ideal
-    }
-}
-
 /// The sums over all slices of a tensor.
 fn measure<E: From<RewriteError>>(
-    (original, before): (&GgufFile, &TensorInfo),
+    (file, before): (&GgufFile, &TensorInfo),
     (out, after): (&GgufFile, &TensorInfo),
-    ideal: &Ideal<'_>,
+    edit: Edit<'_>,
     held_out: &mut HeldOut<'_, E>,
 ) -> Result<Totals, E> {
-    let (axis, basis) = (ideal.axis, ideal.basis);
+    let axis = edit.axis;
     let mut totals = Totals::default();
-    let slices = Rows::slices(original, before, axis);
+    let slices = Rows::slices(file, before, axis);
     for (slice, (w, written)) in slices.iter().zip(Rows::slices(out, after, axis)).enumerate() {
-        let (mut along, mut inputs, mut columns) = (Vec::new(), Vec::new(), Vec::new());
-        if axis == Axis::Output {
-            along = w.project(basis)?;
-            inputs = held_out(&before.name, slice)?;
-            if ideal.lengths {
-                columns = ideal.columns(&along, &w.squares()?);
-            }
-        }
-        let meter = Meter::new(basis, axis, w.n, ideal.strength, along, &inputs);
+        let inputs = if axis == Axis::Output { held_out(&before.name, slice)? } else { Vec::new() };
+        let target = Target::new(edit, w, &inputs)?;
         let mut sum: Option<Part> = None;
         w.each(
             |first, rows| {
                 let written = written.decode(first, rows.len() / w.n)?;
-                if !ideal.lengths {
-                    return Ok(meter.measure(first, &rows, &written));
-                }
-                let target = ideal.stretched(&meter, first, &rows, w.n, &columns);
-                Ok(meter.measure_against(first, &rows, &target, &written))
+                Ok(target.measure(first, &rows, &target.ideal(first, &rows), &written))
             },
             |part| {
                 match &mut sum {
@@ -313,7 +268,7 @@ fn measure<E: From<RewriteError>>(
             },
         )?;
         if let Some(sum) = sum {
-            totals.add(&meter.totals(&sum));
+            totals.add(&target.meter().totals(&sum));
         }
     }
     Ok(totals)
