@@ -144,7 +144,7 @@ impl<'a> Editor<'a> {
 }
 
 /// The tensor of a source of higher precision that stands for this one.
-fn matching<'a>(source: &'a GgufFile, info: &TensorInfo) -> Result<&'a TensorInfo, RewriteError> {
+pub(super) fn matching<'a>(source: &'a GgufFile, info: &TensorInfo) -> Result<&'a TensorInfo, RewriteError> {
     let wrong = |found: String| RewriteError::Source {
         what: format!("tensor {:?}", info.name),
         expected: format!("{:?} of a float type", info.shape()),
