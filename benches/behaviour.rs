@@ -25,6 +25,9 @@ use std::sync::Arc;
 const TYPES: [&str; 8] = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K"];
 const SEEDS: u64 = 3;
 
+/// Refused restricted prompts in per cent, and KL(hook ‖ file) on both sets.
+type Outcome = (f64, [f64; 2]);
+
 /// Logits after each prompt of both sets.
 type Logits = [Vec<Vec<f32>>; 2];
 
@@ -78,7 +81,7 @@ fn of_type(name: &str, full: &Logits) {
     rewrite(&path, &rewritten, &direction, None, 0);
     let file = sample::load(&rewritten);
     let one_pass = (refusals(&file, &sets[0], None), distances(&hook, &logits(&file, &sets, None)));
-    let each = |f: &dyn Fn(&(f64, [f64; 2])) -> String| ours.iter().map(f).collect::<Vec<_>>().join(" ");
+    let each = |f: &dyn Fn(&Outcome) -> String| ours.iter().map(f).collect::<Vec<_>>().join(" ");
     println!(
         "{name:<8} {refused:>8.1} {:>18} {:>11.1}   {:>25} {:>9.5}   {:>25} {:>9.5}   {:>8.5} {:>8.5}",
         each(&|o| format!("{:.1}", o.0)),

@@ -23,8 +23,11 @@ pub(super) struct Editor<'a> {
     /// Each planned tensor with R as it sees it, in the order of the file.
     tensors: Vec<(&'a PlannedTensor, &'a TensorInfo, Cow<'a, Basis>)>,
     /// Descents that are done: tensor and slice, and what came of them.
-    ready: VecDeque<((usize, usize), Result<(Vec<u8>, Done), RewriteError>)>,
+    ready: VecDeque<((usize, usize), Descended)>,
 }
+
+/// The new bytes of a slice and what they are.
+type Descended = Result<(Vec<u8>, Done), RewriteError>;
 
 impl<'a> Editor<'a> {
     /// Checks all that can be checked before the first tensor.

@@ -355,6 +355,9 @@ proptest! {
     }
 }
 
+/// What some steps add to J, the size of the terms in that, and the steps: column, and whether upward.
+type Choice = (f64, f64, Vec<(usize, bool)>);
+
 /// The descent again, plainly: H dense and in f64, E H anew before every decision.
 struct Plain<'a> {
     case: &'a Case,
@@ -412,7 +415,7 @@ impl Plain<'_> {
                 steps.push((2.0 * s * g + 1.0001 * own, (2.0 * s * g).abs() + own, s, j, upward));
             }
         }
-        let mut choices: Vec<(f64, f64, Vec<(usize, bool)>)> =
+        let mut choices: Vec<Choice> =
             steps.iter().map(|&(cost, size, _, j, upward)| (cost, size, vec![(j, upward)])).collect();
         choices.push((0.0, 0.0, Vec::new()));
         let best = self.best(&choices);
@@ -434,7 +437,7 @@ impl Plain<'_> {
         self.best(&choices)
     }
 
-    fn best(&mut self, choices: &[(f64, f64, Vec<(usize, bool)>)]) -> Vec<(usize, bool)> {
+    fn best(&mut self, choices: &[Choice]) -> Vec<(usize, bool)> {
         let best = choices.iter().enumerate().min_by(|a, b| a.1.0.total_cmp(&b.1.0)).unwrap();
         for (_, other) in choices.iter().enumerate().filter(|(i, _)| *i != best.0) {
             let size = best.1.1 + other.1;
