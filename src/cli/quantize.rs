@@ -91,7 +91,8 @@ impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
         let file_type = FileType::from_name(&self.file_type).context("--type")?;
         let prompts = self.prompts.both();
-        self.check(prompts.is_some())?;
+        let floats = ["F32", "F16", "BF16"].contains(&file_type.name);
+        self.check(prompts.is_some(), floats)?;
         let at = || self.model.display().to_string();
         let file = GgufFile::open(&self.model).with_context(at)?;
         // Of a split model, each part.
@@ -154,8 +155,8 @@ impl Args {
     }
 
     /// Whether the flags of an edit are there for one, and no two of them for the same.
-    fn check(&self, prompts: bool) -> Result<()> {
-        let CalibrationArgs { calibration, uncalibrated, sample, .. } = &self.calibration;
+    fn check(&self, prompts: bool, floats: bool) -> Result<()> {
+        let CalibrationArgs { calibration, uncalibrated, sample, imatrix, .. } = &self.calibration;
         let RewriteArgs { partial, blocks, writers, preserve_norm, upcast, max_growth, .. } = &self.rewrite;
         let edits = [
             ("--harmful", prompts),
@@ -176,6 +177,12 @@ impl Args {
         ensure!(
             !prompts || !(calibration.is_some() || *uncalibrated),
             "the writers' inputs come from the prompts, or from --calibration, or nowhere (--uncalibrated)"
+        );
+        let known = prompts || calibration.is_some() || imatrix.is_some() || *uncalibrated || floats;
+        ensure!(
+            known || self.directions.direction.is_empty(),
+            "to round the edit for the inputs that the writers get, they must be known: give prompts (--harmful and \
+             --harmless), or --calibration or --imatrix with a file, or round to the nearest code with --uncalibrated"
         );
         sample.check(prompts)
     }

@@ -10,8 +10,8 @@ use ggsteer::gguf::{GgufFile, fingerprint};
 use ggsteer::output::OutputFile;
 use ggsteer::quant::GgmlType;
 use ggsteer::rewrite::{
-    self, Blocks, Groups, Grown, Growth, How, Options, Plan, Record, RecordedAddition, Report, RewriteError,
-    Rounding, Scope, Strength, TensorReport, Tied,
+    self, Blocks, Groups, Grown, Growth, How, Method, Options, Plan, Record, RecordedAddition, Report,
+    RewriteError, Rounding, Scope, Strength, TensorReport, Tied,
 };
 use serde::Serialize;
 
@@ -257,37 +257,30 @@ pub fn rewrite(ui: Ui, job: Job<'_>, out: OutputFile) -> Result<Rewritten> {
     })
 }
 
-/// How far from the exact edit, in units of the edit, a written tensor may be without a word: on inputs where they were
-/// measured, in its weights otherwise.
+/// How far from the exact edit, in units of the edit, a written tensor may be without a word.
 const FAR: f64 = 0.5;
 
-/// Warnings where the figures are bad.
+/// How far it is: on inputs, where they were measured, and by its weights where it was rounded by them alone. The weights
+/// of what was rounded for its inputs say nothing.
+fn off(t: &TensorReport) -> Option<f64> {
+    let by_weights = matches!(t.method, Method::Nearest | Method::Reencoded);
+    t.figures.edit_error.or(by_weights.then_some(t.figures.distance))
+}
+
+/// A warning where much of the edit is not there.
 fn judge(report: &Report) {
-    let off = |t: &TensorReport| t.figures.edit_error.unwrap_or(t.figures.distance);
-    let far: Vec<&TensorReport> = report.tensors.iter().filter(|t| t.edited && off(t) > FAR).collect();
-    if let Some(worst) = far.iter().max_by(|a, b| off(a).total_cmp(&off(b))) {
-        let measure = if worst.figures.edit_error.is_some() { "edit error" } else { "distance" };
-        warn(&format!(
-            "much of the edit is not there in {} of {} tensors, the worst being {} ({measure} {:.2}, where 1 is no better \
-             than no edit). Measure the file with `ggsteer evaluate`; a calibration, --max-growth, --upcast or a file of \
-             more bits bring more of it",
-            far.len(),
-            report.n_edited,
-            worst.name,
-            off(worst)
-        ));
-    }
-    let saturated: Vec<&TensorReport> = report.tensors.iter().filter(|t| t.saturated > 0).collect();
-    if let Some(worst) = saturated.iter().max_by(|a, b| a.saturated_share.total_cmp(&b.saturated_share)) {
-        let elements: u64 = saturated.iter().map(|t| t.saturated).sum();
-        warn(&format!(
-            "{elements} elements of {} tensors should lie beyond the ends of their blocks' range; at most {} of the edit is \
-             left undone by it, in {}",
-            saturated.len(),
-            percent(worst.saturated_share),
-            worst.name
-        ));
-    }
+    let far = report.tensors.iter().filter_map(|t| Some((t, off(t).filter(|off| *off > FAR)?)));
+    let far: Vec<(&TensorReport, f64)> = far.collect();
+    let Some((worst, off)) = far.iter().max_by(|a, b| a.1.total_cmp(&b.1)) else { return };
+    let measure = if worst.figures.edit_error.is_some() { "edit error" } else { "distance" };
+    warn(&format!(
+        "much of the edit is not there in {} of {} tensors, the worst being {} ({measure} {off:.2}, where 1 is no better \
+         than no edit). Measure the file with `ggsteer evaluate`; a calibration, --max-growth, --upcast or a file of more \
+         bits bring more of it",
+        far.len(),
+        report.n_edited,
+        worst.name,
+    ));
 }
 
 /// `before`, or `before → after`.
@@ -337,8 +330,19 @@ impl Rewritten {
         if let (Some(leak), Some(error)) = (self.max_data_leak, self.max_edit_error) {
             text += &format!(", data leak {leak:.4}, edit error {error:.4}");
         }
-        let path = report.files[0].display();
-        text + &format!("; {} written to {path}\n", bytes(report.file_size))
+        text += &format!("; {} written to {}\n", bytes(report.file_size), report.files[0].display());
+        let saturated = || report.tensors.iter().filter(|t| t.saturated > 0);
+        let elements: u64 = saturated().map(|t| t.saturated).sum();
+        if let Some(worst) = saturated().max_by(|a, b| a.saturated_share.total_cmp(&b.saturated_share)) {
+            text += &format!(
+                "{elements} elements of {} tensors should lie beyond the range of their blocks: up to {} of the edit is left \
+                 undone by it, in {}\n",
+                saturated().count(),
+                percent(worst.saturated_share),
+                worst.name
+            );
+        }
+        text
     }
 }
 

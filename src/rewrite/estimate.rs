@@ -121,13 +121,16 @@ fn random_inputs(planned: &PlannedTensor) -> Result<Calibration, RewriteError> {
     let n_slices = planned.ne[2] as usize;
     let rows = default_rows(&Target { tensor: String::new(), n_in, n_slices });
     let targets = [Target { tensor: planned.writer.tensor.clone(), n_in, n_slices: 1 }];
-    let sequence = vec![Token(0); rows];
+    // The second of two is held out.
+    let sequences = [vec![Token(0); rows], vec![Token(1); rows.div_ceil(4)]];
     let options = calibration::Options { rows: Some(rows), ..calibration::Options::default() };
-    let mut collector = Collector::new(&targets, [&[sequence], &[]], &options);
+    let mut collector = Collector::new(&targets, [&sequences, &[]], &options);
     let mut random = SplitMix64(1);
-    for position in 1..=rows as i32 {
-        let row: Vec<f32> = (0..n_in).map(|_| random.unit() as f32 - 0.5).collect();
-        collector.add(0, -position, Site::WriterInput(&targets[0].tensor), &row);
+    for (job, sequence) in sequences.iter().enumerate() {
+        for position in 1..=sequence.len() as i32 {
+            let row: Vec<f32> = (0..n_in).map(|_| random.unit() as f32 - 0.5).collect();
+            collector.add(job, -position, Site::WriterInput(&targets[0].tensor), &row);
+        }
     }
     Ok(collector.finish(Origin::default())?)
 }
