@@ -171,7 +171,12 @@ impl<'a> Slice<'a> {
         if let (Rounding::Nearest, Some(grid), true) = (self.rounding, self.grid(), plain) {
             return self.nearest(grid, out);
         }
-        let target = self.target(&[])?;
+        // Along rows there are no inputs.
+        let held_out = match self.inputs {
+            Some(inputs) if self.axis() == Axis::Output => inputs.held_out(self.index)?,
+            _ => Vec::new(),
+        };
+        let target = self.target(&held_out)?;
         let along: f64 = target.meter.along().iter().flatten().map(|x| x * x).sum();
         if plain && self.axis() == Axis::Output && along == 0.0 {
             return self.keep(out);
@@ -534,6 +539,7 @@ impl<'a> Codes<'a> {
             codes: &mut self.codes,
             scales: &mut self.scales,
             offsets: &mut self.offsets,
+            image: metric.image(error),
             error,
         };
         descent.run(settings, random)[1]

@@ -1,5 +1,7 @@
 //! One row's steps within a batch of columns.
 #![forbid(unsafe_code)]
+// For `wide`.
+#![allow(clippy::inline_always)]
 
 use crate::quant::{Grid, wide};
 
@@ -42,6 +44,8 @@ pub(super) struct Row {
     down: Lanes,
     /// Σ s H: what the steps changed in E H at the batch.
     pub shift: Lanes,
+    /// The largest |H| of each column with another of the batch.
+    pub widest: Lanes,
     /// Column and size of each step taken.
     pub steps: Vec<(usize, f32)>,
     pub gain: f64,
@@ -58,6 +62,7 @@ impl Row {
             up: [0.0; BATCH],
             down: [0.0; BATCH],
             shift: [0.0; BATCH],
+            widest: [0.0; BATCH],
             steps: Vec::new(),
             gain: 0.0,
         }
@@ -129,13 +134,18 @@ impl Row {
     #[inline(always)]
     fn best_pair(&self, block: &[f32]) -> Option<[(usize, bool); 2]> {
         let (up, down) = (self.costs(&self.up), self.costs(&self.down));
+        let mut largest = 0f32;
+        for c in 0..BATCH {
+            largest = largest.max(self.up[c].abs()).max(self.down[c].abs());
+        }
         let mut best = (0.0, None);
         for c in 0..BATCH {
             for (first, s, upward) in [(up[c], self.up[c], true), (down[c], self.down[c], false)] {
-                if s == 0.0 {
+                let cross = 2.0 * s * self.weight;
+                // Alone no step lowers J: what the two have in common must make up for this one, and few can.
+                if s == 0.0 || first > cross.abs() * largest * self.widest[c] {
                     continue;
                 }
-                let cross = 2.0 * s * self.weight;
                 let h = &block[c * BATCH..][..BATCH];
                 let mut both = [0f32; BATCH];
                 for k in 0..BATCH {
@@ -168,9 +178,9 @@ impl Row {
         let s = if upward { self.up[c] } else { self.down[c] };
         self.gain -= f64::from(s) * f64::from(2.0 * self.gradient[c] + s * self.weight * self.curvature[c]);
         let h = &block[c * BATCH..][..BATCH];
-        for k in 0..BATCH {
-            self.shift[k] += s * h[k];
-            self.gradient[k] += s * self.weight * h[k];
+        for ((shift, gradient), h) in self.shift.iter_mut().zip(&mut self.gradient).zip(h) {
+            *shift += s * h;
+            *gradient += s * self.weight * h;
         }
         self.codes[c] = if upward { self.codes[c] + 1 } else { self.codes[c] - 1 };
         self.steps.push((c, s));

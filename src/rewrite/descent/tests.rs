@@ -105,6 +105,8 @@ struct Case {
     offsets: Vec<f32>,
     ideal: Vec<f64>,
     error: Vec<f32>,
+    /// The largest weight, offset or ideal at the start.
+    largest: f32,
 }
 
 impl Case {
@@ -144,7 +146,9 @@ impl Case {
         let error = w.iter().zip(&ideal).map(|(w, x)| (f64::from(*w) - x) as f32).collect();
         let metric = Metric::new(&samples, &mean_square, damping);
         let h = second_moment(&samples, &mean_square, damping);
-        Self { ty, shape, metric, h, along, blocks, codes, scales, offsets, ideal, error }
+        let largest = ideal.iter().map(|x| *x as f32).chain(w).chain(offsets.iter().copied());
+        let largest = largest.fold(0f32, |most, x| most.max(x.abs()));
+        Self { ty, shape, metric, h, along, blocks, codes, scales, offsets, ideal, error, largest }
     }
 
     fn grid(&self) -> &'static Grid {
@@ -161,6 +165,7 @@ impl Case {
             codes: &mut self.codes,
             scales: &mut self.scales,
             offsets: &mut self.offsets,
+            image: self.metric.image(&self.error),
             error: &mut self.error,
         }
     }
@@ -207,7 +212,7 @@ impl Case {
         let (grid, ty, group) = (self.grid(), self.ty, self.grid().group());
         assert!(self.codes.iter().all(|code| usize::from(*code) < grid.levels().len()), "{ty}: codes");
         let decoded = self.decoded();
-        let mut largest = 0f32;
+        let mut largest = self.largest;
         for (i, w) in decoded.iter().enumerate() {
             let value = grid.value(self.scales[i / group], self.offsets[i / group], self.codes[i]);
             assert_eq!(w.to_bits(), value.to_bits(), "{ty}: element {i}");
@@ -355,6 +360,15 @@ proptest! {
     }
 }
 
+/// A step, two, or none.
+struct Choice {
+    /// What it adds to J, a little more than it does.
+    cost: f64,
+    /// How large the terms of that are.
+    size: f64,
+    moves: Vec<(usize, bool)>,
+}
+
 /// The descent again, plainly: H dense and in f64, E H anew before every decision.
 struct Plain<'a> {
     case: &'a Case,
@@ -412,37 +426,41 @@ impl Plain<'_> {
                 steps.push((2.0 * s * g + 1.0001 * own, (2.0 * s * g).abs() + own, s, j, upward));
             }
         }
-        let mut choices: Vec<(f64, f64, Vec<(usize, bool)>)> =
-            steps.iter().map(|&(cost, size, _, j, upward)| (cost, size, vec![(j, upward)])).collect();
-        choices.push((0.0, 0.0, Vec::new()));
+        let none = || Choice { cost: 0.0, size: 0.0, moves: Vec::new() };
+        let mut choices = vec![none()];
+        choices.extend(steps.iter().map(|&(cost, size, _, j, upward)| Choice {
+            cost,
+            size,
+            moves: vec![(j, upward)],
+        }));
         let best = self.best(&choices);
         if !best.is_empty() || !pairs {
             return best;
         }
-        let mut choices = vec![(0.0, 0.0, Vec::new())];
+        let mut choices = vec![none()];
         for (a, first) in steps.iter().enumerate() {
             for second in steps[..a].iter().filter(|second| second.3 != first.3) {
                 let cross = 2.0 * first.2 * second.2 * weight * h[first.3 * n + second.3];
-                let size = first.1 + second.1 + cross.abs();
-                choices.push((
-                    first.0 + second.0 + cross,
-                    size,
-                    vec![(first.3, first.4), (second.3, second.4)],
-                ));
+                choices.push(Choice {
+                    cost: first.0 + second.0 + cross,
+                    size: first.1 + second.1 + cross.abs(),
+                    moves: vec![(first.3, first.4), (second.3, second.4)],
+                });
             }
         }
         self.best(&choices)
     }
 
-    fn best(&mut self, choices: &[(f64, f64, Vec<(usize, bool)>)]) -> Vec<(usize, bool)> {
-        let best = choices.iter().enumerate().min_by(|a, b| a.1.0.total_cmp(&b.1.0)).unwrap();
-        for (_, other) in choices.iter().enumerate().filter(|(i, _)| *i != best.0) {
-            let size = best.1.1 + other.1;
+    fn best(&mut self, choices: &[Choice]) -> Vec<(usize, bool)> {
+        let costs = choices.iter().map(|choice| choice.cost).enumerate();
+        let (at, least) = costs.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+        for (_, other) in choices.iter().enumerate().filter(|(i, _)| *i != at) {
+            let size = choices[at].size + other.size;
             if size > 0.0 {
-                self.margin = self.margin.min((other.0 - best.1.0) / size);
+                self.margin = self.margin.min((other.cost - least) / size);
             }
         }
-        best.1.2.clone()
+        choices[at].moves.clone()
     }
 }
 
