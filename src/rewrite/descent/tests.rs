@@ -33,8 +33,8 @@ fn inputs(n: usize, n_samples: usize, random: &mut SplitMix64) -> (Vec<f32>, Vec
     (rows, mean_square)
 }
 
-/// H by its definition, n × n: the samples' second moment, the diagonal at least that of all inputs, in units of its
-/// mean; damping added.
+/// H by its definition, n × n: the samples' second moment, shrunk beside the diagonal by the share of noise in it; the
+/// diagonal at least that of all inputs; in units of its mean; damping added.
 fn second_moment(samples: &[f32], mean_square: &[f32], damping: f32) -> Vec<f64> {
     let n = mean_square.len();
     let unit = n as f64 / mean_square.iter().map(|x| f64::from(*x)).sum::<f64>();
@@ -46,6 +46,17 @@ fn second_moment(samples: &[f32], mean_square: &[f32], damping: f32) -> Vec<f64>
     }
     let n_samples = (samples.len() / n).max(1) as f64;
     h.iter_mut().for_each(|h| *h *= unit / n_samples);
+    let (mut noise, mut all) = (0.0, 0.0);
+    for (i, j) in (0..n * n).map(|at| (at / n, at % n)).filter(|(i, j)| i != j) {
+        // The squared error of an entry that is a mean over samples.
+        let mean = h[i * n + j] / unit;
+        let products = samples.chunks(n).map(|x| f64::from(x[i]) * f64::from(x[j]) - mean);
+        noise += products.map(|x| x * x).sum::<f64>() / n_samples / (n_samples - 1.0);
+        all += mean * mean;
+    }
+    // One sample tells nothing of its own error, and is all noise.
+    let kept = if n_samples > 1.0 && all > 0.0 { 1.0 - (noise / all).min(1.0) } else { 0.0 };
+    h.iter_mut().enumerate().filter(|(at, _)| at / n != at % n).for_each(|(_, h)| *h *= kept);
     for j in 0..n {
         let own = &mut h[j * n + j];
         *own = own.max(unit * f64::from(mean_square[j])) + f64::from(damping);
@@ -462,6 +473,24 @@ impl Plain<'_> {
         }
         choices[at].moves.clone()
     }
+}
+
+#[test]
+fn what_few_samples_have_in_common_by_chance_counts_little() {
+    let mut random = SplitMix64(5);
+    let n = 256;
+    let beside = |samples: &[f32]| {
+        let h = Metric::new(samples, &vec![1.0; n], 0.1).block(&[0, 1, 2, 3, 4, 5, 6, 7]);
+        let all: f64 = (0..64).filter(|at| at % 9 != 0).map(|at| f64::from(h[at]).abs()).sum();
+        all / 56.0
+    };
+    // Inputs without anything in common, and inputs that are all the same but for their size.
+    let alone: Vec<f32> = (0..24 * n).map(|_| noise(&mut random) as f32).collect();
+    let sizes: Vec<f32> = (0..24).map(|_| noise(&mut random) as f32).collect();
+    let same: Vec<f32> = sizes.iter().flat_map(|s| vec![*s; n]).collect();
+    assert!(beside(&alone) < 0.02, "{}", beside(&alone));
+    let square = sizes.iter().map(|s| f64::from(*s).powi(2)).sum::<f64>() / 24.0;
+    assert!(beside(&same) > 0.9 * square, "{}, of {square}", beside(&same));
 }
 
 #[test]
