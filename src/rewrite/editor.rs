@@ -11,6 +11,7 @@ use super::nearest::Saturation;
 use super::round::{Done, How, Method, Rounding, Slice, descend_all};
 use super::{Plan, PlannedTensor, RewriteError, Rows, TensorReport};
 use crate::arch::Axis;
+use crate::calibration::CalibrationError;
 use crate::gguf::{GgufFile, TensorInfo};
 
 /// Bytes that the descents under way may hold together, unless one alone needs more.
@@ -172,6 +173,15 @@ impl Slice<'_> {
         let needed = self.descends() || anew || self.planned.out_type.needs_importance();
         if matrix && self.inputs.is_none() && needed {
             return Err(uncalibrated());
+        }
+        let n_slices = self.planned.ne[2] as usize;
+        if let Some(inputs) = self.inputs.filter(|i| i.n_in() != self.matrix.n || i.n_slices() != n_slices) {
+            let shape = |n_in, n_slices| format!("inputs of {n_in} elements for {n_slices} slices");
+            return Err(RewriteError::Calibration(CalibrationError::Misfit {
+                what: format!("tensor {:?}", self.planned.writer.tensor),
+                expected: shape(self.matrix.n, n_slices),
+                found: shape(inputs.n_in(), inputs.n_slices()),
+            }));
         }
         Ok(())
     }

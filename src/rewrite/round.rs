@@ -136,7 +136,12 @@ impl<'a> Slice<'a> {
         if let (Rounding::Nearest, Some(grid), true) = (self.rounding, self.grid(), plain) {
             return self.nearest(grid, out);
         }
-        let target = self.target(&[])?;
+        // Along rows there are no inputs.
+        let held_out = match self.inputs {
+            Some(inputs) if self.axis() == Axis::Output => inputs.held_out(self.index)?,
+            _ => Vec::new(),
+        };
+        let target = self.target(&held_out)?;
         let along: f64 = target.meter().along().iter().flatten().map(|x| x * x).sum();
         if plain && self.axis() == Axis::Output && along == 0.0 {
             return self.keep(out);
@@ -282,12 +287,13 @@ impl<'a> Slice<'a> {
     ) -> Result<(Vec<u8>, Saturation), RewriteError> {
         let bytes = if self.keeps_type() { old.to_vec() } else { self.encode(first, ideal)? };
         let mut codes = Codes::of(grid, bytes);
-        let (mut error, saturation) = codes.nearest(ideal);
+        let mut error = codes.nearest(ideal);
         if let Some(settings) = settings.filter(|_| self.axis() == Axis::Row) {
             let along: Vec<Vec<f32>> = narrow(self.basis);
             let metric = Metric::of_rows(&along, self.matrix.n, settings.mu_rows);
             codes.descend(&metric, &[], &settings, &mut error, &mut self.random(first));
         }
+        let saturation = codes.saturation(&error);
         Ok((codes.into_bytes(), saturation))
     }
 
@@ -357,19 +363,17 @@ impl<'a> Slice<'a> {
     ) -> Result<(f64, Vec<u8>, Saturation), RewriteError> {
         let mut codes = Codes::of(grid, start);
         let mut error = Vec::with_capacity(self.matrix.n * self.matrix.rows);
-        let mut saturation = Saturation::default();
         let n = self.matrix.n;
         // The rows' ideals come in order, so the codes can follow them.
         self.weights.each(
             |first, w| Ok((first, target.ideal(first, &w))),
             |(first, ideal)| {
-                let (part, of) = codes.nearest_from(first * n, &ideal);
-                error.extend(part);
-                saturation.add(of);
+                error.extend(codes.nearest_from(first * n, &ideal));
                 Ok(())
             },
         )?;
         let left = codes.descend(metric, along, settings, &mut error, &mut self.random(0));
+        let saturation = codes.saturation(&error);
         Ok((left, codes.into_bytes(), saturation))
     }
 }
@@ -397,15 +401,14 @@ impl<'a> Codes<'a> {
         Self { grid, blocks, codes, scales, offsets }
     }
 
-    fn nearest(&mut self, ideal: &[f64]) -> (Vec<f32>, Saturation) {
+    fn nearest(&mut self, ideal: &[f64]) -> Vec<f32> {
         self.nearest_from(0, ideal)
     }
 
     /// Moves the codes from element `from` on to those nearest to `ideal`; returns what is then off.
-    fn nearest_from(&mut self, from: usize, ideal: &[f64]) -> (Vec<f32>, Saturation) {
+    fn nearest_from(&mut self, from: usize, ideal: &[f64]) -> Vec<f32> {
         let (grid, group) = (self.grid, self.grid.group());
         let last = grid.levels().len() - 1;
-        let mut saturation = Saturation::default();
         let mut error = Vec::with_capacity(ideal.len());
         for (g, ideal) in ideal.chunks(group).enumerate() {
             let (scale, offset) = (self.scales[from / group + g], self.offsets[from / group + g]);
@@ -425,17 +428,35 @@ impl<'a> Codes<'a> {
                         break;
                     }
                 }
-                let inner = if at == 0 { 1 } else { at - 1 };
-                let half = 0.5 * (off(inner, *x) - left).abs();
-                if (at == 0 || at == last) && left.abs() > half * (1.0 + 1e-6) {
-                    saturation.elements += 1;
-                    saturation.left += left * left;
-                }
                 *code = at as u8;
                 error.push(left as f32);
             }
         }
-        (error, saturation)
+        error
+    }
+
+    /// Which of the elements have no place on the grid as its scales now are; `error` is what is off.
+    fn saturation(&self, error: &[f32]) -> Saturation {
+        let (grid, group) = (self.grid, self.grid.group());
+        let last = (grid.levels().len() - 1) as u8;
+        let mut saturation = Saturation::default();
+        for (g, (codes, error)) in self.codes.chunks(group).zip(error.chunks(group)).enumerate() {
+            let value = |code: u8| f64::from(grid.value(self.scales[g], self.offsets[g], code));
+            // Half a step beyond each end, in the order of the codes; a negative scale turns them around.
+            let beyond = |end: u8, inner: u8| value(end) + (0.5 + 1e-6) * (value(end) - value(inner));
+            let (a, b) = (beyond(0, 1), beyond(last, last - 1));
+            let (low, high) = (a.min(b), a.max(b));
+            for (code, e) in codes.iter().zip(error) {
+                let e = f64::from(*e);
+                let ideal = value(*code) - e;
+                // Where the scale is 0, what is not on the one value is off; sums that cancel may leave a trace.
+                if (ideal < low || ideal > high) && e.abs() > 1e-12 {
+                    saturation.elements += 1;
+                    saturation.left += e * e;
+                }
+            }
+        }
+        saturation
     }
 
     /// Descends; returns what is left of J.
@@ -456,6 +477,7 @@ impl<'a> Codes<'a> {
             codes: &mut self.codes,
             scales: &mut self.scales,
             offsets: &mut self.offsets,
+            image: metric.image(error),
             error,
         };
         descent.run(settings, random)[1]

@@ -23,21 +23,27 @@ pub(in crate::rewrite) struct Metric {
 
 impl Metric {
     /// From sampled inputs (rows of n) and the mean of x_j² over all inputs, of which the samples are a part: the means
-    /// give the diagonal, the samples what lies beside it.
+    /// give the diagonal, the samples what lies beside it, less the [share](noise) of that which is noise.
     pub fn new(samples: &[f32], mean_square: &[f32], damping: f32) -> Self {
         let n = mean_square.len();
         let n_samples = samples.len() / n.max(1);
         let mean = mean_square.iter().map(|x| f64::from(*x)).sum::<f64>() / n.max(1) as f64;
         // Inputs that are zero everywhere leave the damping alone.
         let unit = if mean > 0.0 { 1.0 / mean } else { 0.0 };
-        let beyond = |j: usize, own: f32| damping + (unit as f32 * mean_square[j] - own).max(0.0);
+        let kept = 1.0 - noise(samples, n) as f32;
+        // What the diagonal lacks, when so much of the samples' own is in it.
+        let beyond =
+            |j: usize, own: f32, kept: f32| damping + (unit as f32 * mean_square[j]).max(own) - kept * own;
         if n_samples > n {
             let mut factor = vec![0.0; n * n];
             let x = view(samples, n_samples, n);
             let scale = (unit / n_samples as f64) as f32;
             general_mat_mul(scale, &x.t(), &x, 0.0, &mut view_mut(&mut factor, n, n));
             for j in 0..n {
-                factor[j * n + j] += beyond(j, factor[j * n + j]);
+                let row = &mut factor[j * n..][..n];
+                let own = row[j];
+                row.iter_mut().for_each(|h| *h *= kept);
+                row[j] = own + beyond(j, own, 1.0);
             }
             return Self { n, rank: n, factor, diagonal: Vec::new() };
         }
@@ -49,7 +55,8 @@ impl Metric {
             }
         }
         let square = |j: usize| factor[j * n_samples..][..n_samples].iter().map(|x| x * x).sum();
-        let diagonal = (0..n).map(|j| beyond(j, square(j))).collect();
+        let diagonal = (0..n).map(|j| beyond(j, square(j), kept)).collect();
+        factor.iter_mut().for_each(|f| *f *= kept.sqrt());
         Self { n, rank: n_samples, factor, diagonal }
     }
 
@@ -169,6 +176,35 @@ impl Metric {
     fn gather(&self, columns: &[usize]) -> Vec<f32> {
         columns.iter().flat_map(|&j| &self.factor[j * self.rank..][..self.rank]).copied().collect()
     }
+}
+
+/// The share of noise in what lies beside the diagonal of a second moment of few samples (rows of n), from 0 to 1: its
+/// expected squared error over its squared size (Ledoit & Wolf 2004, with the diagonal as the target).
+fn noise(samples: &[f32], n: usize) -> f64 {
+    let count = samples.len() / n.max(1);
+    if count < 2 {
+        return 1.0;
+    }
+    // All sums over i ≠ j, as those over all less those over i = j.
+    let (mut products, mut own) = (0.0, vec![0f64; n]);
+    for x in samples.chunks_exact(n) {
+        let (mut square, mut fourth) = (0.0, 0.0);
+        for (own, x) in own.iter_mut().zip(x) {
+            let x = f64::from(*x).powi(2);
+            *own += x;
+            square += x;
+            fourth += x * x;
+        }
+        products += square * square - fourth;
+    }
+    let x = view(samples, count, n);
+    let mut gram = vec![0.0; count * count];
+    general_mat_mul(1.0, &x, &x.t(), 0.0, &mut view_mut(&mut gram, count, count));
+    let all: f64 = gram.iter().map(|g| f64::from(*g).powi(2)).sum();
+    let m = count as f64;
+    let size = (all - own.iter().map(|x| x * x).sum::<f64>()) / (m * m);
+    let error = (products / m - size) / (m - 1.0);
+    if size > 0.0 { (error / size).clamp(0.0, 1.0) } else { 1.0 }
 }
 
 fn view(data: &[f32], rows: usize, columns: usize) -> ArrayView2<'_, f32> {

@@ -84,6 +84,8 @@ pub(in crate::rewrite) struct Descent<'a> {
     pub offsets: &'a mut [f32],
     /// E, rows × n.
     pub error: &'a mut [f32],
+    /// E's [images](Metric::image), rows × rank, kept up to date.
+    pub image: Vec<f32>,
 }
 
 /// What a sweep did.
@@ -120,10 +122,9 @@ impl Descent<'_> {
     /// J.
     pub fn objective(&self) -> f64 {
         let n = self.metric.n();
-        let image = self.metric.image(self.error);
         let rank = self.metric.rank();
         let rows = self.error.chunks_exact(n).enumerate();
-        let own: f64 = rows.map(|(i, e)| self.metric.norm(&image[i * rank..][..rank], e)).sum();
+        let own: f64 = rows.map(|(i, e)| self.metric.norm(&self.image[i * rank..][..rank], e)).sum();
         let leaks = self.along.iter().map(|r| weighted_rows(r, self.error, n));
         let along: f64 = leaks.map(|u| self.metric.norm(&self.metric.image(&u), &u)).sum();
         own + f64::from(self.mu) * along
@@ -134,12 +135,12 @@ impl Descent<'_> {
         let (n, group, rank) = (self.metric.n(), self.grid.group(), self.metric.rank());
         let rows = self.error.len() / n;
         let gaps = Gaps::of(self.grid);
-        let mut image = self.metric.image(self.error);
         let mut runs: Vec<usize> = (0..n).step_by(RUN).collect();
         random.shuffle(&mut runs);
         let (mut sum, mut row) = (Sweep::default(), Row::new());
         for runs in runs.chunks(BATCH / RUN) {
             let columns: Vec<usize> = runs.iter().flat_map(|&j| j..(j + RUN).min(n)).collect();
+            let groups: Vec<usize> = columns.iter().map(|j| j / group).collect();
             let b = columns.len();
             let block = padded_block(&self.metric.block(&columns), b);
             let mut at = vec![0.0; rows * b];
@@ -147,21 +148,23 @@ impl Descent<'_> {
                 at.iter_mut().zip(&columns).for_each(|(at, &j)| *at = e[j]);
             }
             let mut gradient = vec![0.0; rows * b];
-            self.metric.gradient(&image, &columns, &at, &mut gradient);
+            self.metric.gradient(&self.image, &columns, &at, &mut gradient);
             // R E H at the batch.
             let mut along: Vec<Vec<f32>> =
                 self.along.iter().map(|r| weighted_rows(r, &gradient, b)).collect();
             row.curvature = [0.0; BATCH];
             row.scale = [0.0; BATCH];
             row.gradient = [0.0; BATCH];
-            for c in 0..b {
-                row.curvature[c] = block[c * BATCH + c];
+            for (c, h) in block.chunks_exact(BATCH).enumerate().take(b) {
+                row.curvature[c] = h[c];
+                let others = h.iter().enumerate().filter(|(k, _)| *k != c);
+                row.widest[c] = others.fold(0.0, |most, (_, h)| most.max(h.abs()));
             }
             for i in 0..rows {
                 let codes = &self.codes[i * n..][..n];
                 let scales = &self.scales[i * (n / group)..][..n / group];
-                for (c, &j) in columns.iter().enumerate() {
-                    (row.codes[c], row.scale[c]) = (codes[j], scales[j / group]);
+                for (c, (&j, &g)) in columns.iter().zip(&groups).enumerate() {
+                    (row.codes[c], row.scale[c]) = (codes[j], scales[g]);
                 }
                 row.gradient[..b].copy_from_slice(&gradient[i * b..][..b]);
                 row.weight = 1.0;
@@ -177,7 +180,7 @@ impl Descent<'_> {
                     let j = columns[c];
                     self.error[i * n + j] += s;
                     self.codes[i * n + j] = row.codes[c];
-                    self.metric.step(&mut image[i * rank..][..rank], j, s);
+                    self.metric.step(&mut self.image[i * rank..][..rank], j, s);
                 }
                 if !row.steps.is_empty() {
                     for (l, r) in along.iter_mut().zip(self.along) {
@@ -193,7 +196,6 @@ impl Descent<'_> {
     pub fn refit(&mut self) -> Sweep {
         let (n, b, rank) = (self.metric.n(), self.grid.block(), self.metric.rank());
         let rows = self.error.len() / n;
-        let mut image = self.metric.image(self.error);
         let mut leak: Vec<Vec<f32>> = self.along.iter().map(|r| weighted_rows(r, self.error, n)).collect();
         let mut leak_image: Vec<Vec<f32>> = leak.iter().map(|u| self.metric.image(u)).collect();
         let mut sum = Sweep::default();
@@ -205,9 +207,8 @@ impl Descent<'_> {
                 for i in 0..rows {
                     let v = &v[i * b..][..b];
                     let product = &product[i * rank..][..rank];
-                    let own = &mut image[i * rank..][..rank];
                     let e = &self.error[i * n + first..][..b];
-                    let mut g = self.metric.inner(product, first, v, own, e);
+                    let mut g = self.metric.inner(product, first, v, &self.image[i * rank..][..rank], e);
                     let mut weight = 1.0;
                     for ((u, ui), r) in leak.iter().zip(&leak_image).zip(self.along) {
                         let c = f64::from(self.mu * r[i]);
@@ -217,7 +218,7 @@ impl Descent<'_> {
                     let h = weight * self.metric.square(product, first, v);
                     let Some((t, gain)) = self.stretch(i * n + first, field, g, h) else { continue };
                     self.error[i * n + first..][..b].iter_mut().zip(v).for_each(|(e, v)| *e += t * v);
-                    self.metric.stretch(own, product, first, v, t);
+                    self.metric.stretch(&mut self.image[i * rank..][..rank], product, first, v, t);
                     for ((u, ui), r) in leak.iter_mut().zip(&mut leak_image).zip(self.along) {
                         let t = r[i] * t;
                         u[first..][..b].iter_mut().zip(v).for_each(|(u, v)| *u += t * v);

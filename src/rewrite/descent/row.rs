@@ -44,6 +44,8 @@ pub(super) struct Row {
     down: Lanes,
     /// Σ s H: what the steps changed in E H at the batch.
     pub shift: Lanes,
+    /// The largest |H| of each column with another of the batch.
+    pub widest: Lanes,
     /// Column and size of each step taken.
     pub steps: Vec<(usize, f32)>,
     pub gain: f64,
@@ -60,6 +62,7 @@ impl Row {
             up: [0.0; BATCH],
             down: [0.0; BATCH],
             shift: [0.0; BATCH],
+            widest: [0.0; BATCH],
             steps: Vec::new(),
             gain: 0.0,
         }
@@ -131,13 +134,18 @@ impl Row {
     #[inline(always)]
     fn best_pair(&self, block: &[f32]) -> Option<[(usize, bool); 2]> {
         let (up, down) = (self.costs(&self.up), self.costs(&self.down));
+        let mut largest = 0f32;
+        for c in 0..BATCH {
+            largest = largest.max(self.up[c].abs()).max(self.down[c].abs());
+        }
         let mut best = (0.0, None);
         for c in 0..BATCH {
             for (first, s, upward) in [(up[c], self.up[c], true), (down[c], self.down[c], false)] {
-                if s == 0.0 {
+                let cross = 2.0 * s * self.weight;
+                // Alone no step lowers J: what the two have in common must make up for this one, and few can.
+                if s == 0.0 || first > cross.abs() * largest * self.widest[c] {
                     continue;
                 }
-                let cross = 2.0 * s * self.weight;
                 let h = &block[c * BATCH..][..BATCH];
                 let mut both = [0f32; BATCH];
                 for k in 0..BATCH {

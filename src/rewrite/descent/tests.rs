@@ -33,8 +33,8 @@ fn inputs(n: usize, n_samples: usize, random: &mut SplitMix64) -> (Vec<f32>, Vec
     (rows, mean_square)
 }
 
-/// H by its definition, n × n: the samples' second moment, the diagonal at least that of all inputs, in units of its
-/// mean; damping added.
+/// H by its definition, n × n: the samples' second moment, shrunk beside the diagonal by the share of noise in it; the
+/// diagonal at least that of all inputs; in units of its mean; damping added.
 fn second_moment(samples: &[f32], mean_square: &[f32], damping: f32) -> Vec<f64> {
     let n = mean_square.len();
     let unit = n as f64 / mean_square.iter().map(|x| f64::from(*x)).sum::<f64>();
@@ -46,6 +46,17 @@ fn second_moment(samples: &[f32], mean_square: &[f32], damping: f32) -> Vec<f64>
     }
     let n_samples = (samples.len() / n).max(1) as f64;
     h.iter_mut().for_each(|h| *h *= unit / n_samples);
+    let (mut noise, mut all) = (0.0, 0.0);
+    for (i, j) in (0..n * n).map(|at| (at / n, at % n)).filter(|(i, j)| i != j) {
+        // The squared error of an entry that is a mean over samples.
+        let mean = h[i * n + j] / unit;
+        let products = samples.chunks(n).map(|x| f64::from(x[i]) * f64::from(x[j]) - mean);
+        noise += products.map(|x| x * x).sum::<f64>() / n_samples / (n_samples - 1.0);
+        all += mean * mean;
+    }
+    // One sample tells nothing of its own error, and is all noise.
+    let kept = if n_samples > 1.0 && all > 0.0 { 1.0 - (noise / all).min(1.0) } else { 0.0 };
+    h.iter_mut().enumerate().filter(|(at, _)| at / n != at % n).for_each(|(_, h)| *h *= kept);
     for j in 0..n {
         let own = &mut h[j * n + j];
         *own = own.max(unit * f64::from(mean_square[j])) + f64::from(damping);
@@ -105,6 +116,8 @@ struct Case {
     offsets: Vec<f32>,
     ideal: Vec<f64>,
     error: Vec<f32>,
+    /// The largest weight, offset or ideal at the start.
+    largest: f32,
 }
 
 impl Case {
@@ -144,7 +157,9 @@ impl Case {
         let error = w.iter().zip(&ideal).map(|(w, x)| (f64::from(*w) - x) as f32).collect();
         let metric = Metric::new(&samples, &mean_square, damping);
         let h = second_moment(&samples, &mean_square, damping);
-        Self { ty, shape, metric, h, along, blocks, codes, scales, offsets, ideal, error }
+        let largest = ideal.iter().map(|x| *x as f32).chain(w).chain(offsets.iter().copied());
+        let largest = largest.fold(0f32, |most, x| most.max(x.abs()));
+        Self { ty, shape, metric, h, along, blocks, codes, scales, offsets, ideal, error, largest }
     }
 
     fn grid(&self) -> &'static Grid {
@@ -161,6 +176,7 @@ impl Case {
             codes: &mut self.codes,
             scales: &mut self.scales,
             offsets: &mut self.offsets,
+            image: self.metric.image(&self.error),
             error: &mut self.error,
         }
     }
@@ -207,7 +223,7 @@ impl Case {
         let (grid, ty, group) = (self.grid(), self.ty, self.grid().group());
         assert!(self.codes.iter().all(|code| usize::from(*code) < grid.levels().len()), "{ty}: codes");
         let decoded = self.decoded();
-        let mut largest = 0f32;
+        let mut largest = self.largest;
         for (i, w) in decoded.iter().enumerate() {
             let value = grid.value(self.scales[i / group], self.offsets[i / group], self.codes[i]);
             assert_eq!(w.to_bits(), value.to_bits(), "{ty}: element {i}");
@@ -355,8 +371,14 @@ proptest! {
     }
 }
 
-/// What some steps add to J, the size of the terms in that, and the steps: column, and whether upward.
-type Choice = (f64, f64, Vec<(usize, bool)>);
+/// A step, two, or none.
+struct Choice {
+    /// What it adds to J, a little more than it does.
+    cost: f64,
+    /// How large the terms of that are.
+    size: f64,
+    moves: Vec<(usize, bool)>,
+}
 
 /// The descent again, plainly: H dense and in f64, E H anew before every decision.
 struct Plain<'a> {
@@ -415,38 +437,60 @@ impl Plain<'_> {
                 steps.push((2.0 * s * g + 1.0001 * own, (2.0 * s * g).abs() + own, s, j, upward));
             }
         }
-        let mut choices: Vec<Choice> =
-            steps.iter().map(|&(cost, size, _, j, upward)| (cost, size, vec![(j, upward)])).collect();
-        choices.push((0.0, 0.0, Vec::new()));
+        let none = || Choice { cost: 0.0, size: 0.0, moves: Vec::new() };
+        let mut choices = vec![none()];
+        choices.extend(steps.iter().map(|&(cost, size, _, j, upward)| Choice {
+            cost,
+            size,
+            moves: vec![(j, upward)],
+        }));
         let best = self.best(&choices);
         if !best.is_empty() || !pairs {
             return best;
         }
-        let mut choices = vec![(0.0, 0.0, Vec::new())];
+        let mut choices = vec![none()];
         for (a, first) in steps.iter().enumerate() {
             for second in steps[..a].iter().filter(|second| second.3 != first.3) {
                 let cross = 2.0 * first.2 * second.2 * weight * h[first.3 * n + second.3];
-                let size = first.1 + second.1 + cross.abs();
-                choices.push((
-                    first.0 + second.0 + cross,
-                    size,
-                    vec![(first.3, first.4), (second.3, second.4)],
-                ));
+                choices.push(Choice {
+                    cost: first.0 + second.0 + cross,
+                    size: first.1 + second.1 + cross.abs(),
+                    moves: vec![(first.3, first.4), (second.3, second.4)],
+                });
             }
         }
         self.best(&choices)
     }
 
     fn best(&mut self, choices: &[Choice]) -> Vec<(usize, bool)> {
-        let best = choices.iter().enumerate().min_by(|a, b| a.1.0.total_cmp(&b.1.0)).unwrap();
-        for (_, other) in choices.iter().enumerate().filter(|(i, _)| *i != best.0) {
-            let size = best.1.1 + other.1;
+        let costs = choices.iter().map(|choice| choice.cost).enumerate();
+        let (at, least) = costs.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+        for (_, other) in choices.iter().enumerate().filter(|(i, _)| *i != at) {
+            let size = choices[at].size + other.size;
             if size > 0.0 {
-                self.margin = self.margin.min((other.0 - best.1.0) / size);
+                self.margin = self.margin.min((other.cost - least) / size);
             }
         }
-        best.1.2.clone()
+        choices[at].moves.clone()
     }
+}
+
+#[test]
+fn what_few_samples_have_in_common_by_chance_counts_little() {
+    let mut random = SplitMix64(5);
+    let n = 256;
+    let beside = |samples: &[f32]| {
+        let h = Metric::new(samples, &vec![1.0; n], 0.1).block(&[0, 1, 2, 3, 4, 5, 6, 7]);
+        let all: f64 = (0..64).filter(|at| at % 9 != 0).map(|at| f64::from(h[at]).abs()).sum();
+        all / 56.0
+    };
+    // Inputs without anything in common, and inputs that are all the same but for their size.
+    let alone: Vec<f32> = (0..24 * n).map(|_| noise(&mut random) as f32).collect();
+    let sizes: Vec<f32> = (0..24).map(|_| noise(&mut random) as f32).collect();
+    let same: Vec<f32> = sizes.iter().flat_map(|s| vec![*s; n]).collect();
+    assert!(beside(&alone) < 0.02, "{}", beside(&alone));
+    let square = sizes.iter().map(|s| f64::from(*s).powi(2)).sum::<f64>() / 24.0;
+    assert!(beside(&same) > 0.9 * square, "{}, of {square}", beside(&same));
 }
 
 #[test]
