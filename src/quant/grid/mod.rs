@@ -136,25 +136,25 @@ impl Grid {
     /// If the lengths do not belong to the same number of blocks.
     pub fn decode(&self, bytes: &[u8], values: &mut [f32]) {
         assert_eq!(values.len(), self.blocks(bytes) * self.block, "one value an element");
-        let (mut codes, mut scales, mut offsets) = ([0; 256], [0.0; 16], [0.0; 16]);
-        let groups = self.block / self.group;
-        let (codes, scales, offsets) =
-            (&mut codes[..self.block], &mut scales[..groups], &mut offsets[..groups]);
-        wide(
-            #[inline(always)]
-            || {
-                for (bytes, values) in bytes.chunks_exact(self.bytes).zip(values.chunks_exact_mut(self.block))
-                {
-                    (self.scales)(bytes, scales, offsets);
-                    (self.unpack)(bytes, codes);
-                    let fields = scales.iter().zip(&*offsets);
+        // Some blocks at a time: enough to amortise the calls, few enough to stay near.
+        const SOME: usize = 1024;
+        let (mut codes, mut scales, mut offsets) = ([0; SOME], [0.0; SOME / 16], [0.0; SOME / 16]);
+        let some = SOME / self.block * self.bytes;
+        for (bytes, values) in bytes.chunks(some).zip(values.chunks_mut(SOME)) {
+            let groups = values.len() / self.group;
+            let (codes, scales) = (&mut codes[..values.len()], &mut scales[..groups]);
+            (self.scales)(bytes, scales, &mut offsets[..groups]);
+            (self.unpack)(bytes, codes);
+            wide(
+                #[inline(always)]
+                || {
                     let groups = codes.chunks_exact(self.group).zip(values.chunks_exact_mut(self.group));
-                    for ((scale, offset), (codes, values)) in fields.zip(groups) {
+                    for ((scale, offset), (codes, values)) in scales.iter().zip(&offsets).zip(groups) {
                         self.values(*scale, *offset, codes, values);
                     }
-                }
-            },
-        );
+                },
+            );
+        }
     }
 
     /// Reads whole blocks: a code for each element, a scale and an offset for each group.

@@ -24,7 +24,7 @@ use super::basis::{Basis, dot};
 use super::edit::{Matrix, Sums};
 use crate::arch::Axis;
 use crate::quant::{Grid, wide};
-use round::{PIECE, Rounder, Work, sum};
+use round::{PIECE, Rounder, Work, lanes, sum};
 
 /// Elements rounded at a time, about.
 const CHUNK: usize = 1 << 19;
@@ -104,9 +104,9 @@ fn by_output(
         let mut moved = vec![vec![0.0; matrix.n]; basis.len()];
         for (i, row) in bytes.chunks_exact_mut(matrix.row_bytes()).enumerate() {
             let factors: Vec<f64> = basis.iter().map(|r| r[first + i]).collect();
-            rounder.row(row, &factors, &mut work, |column, change| {
+            rounder.row(row, &factors, &mut work, |piece, change| {
                 for (moved, factor) in moved.iter_mut().zip(&factors) {
-                    let moved = &mut moved.as_chunks_mut::<PIECE>().0[column / PIECE];
+                    let moved = &mut moved.as_chunks_mut::<PIECE>().0[piece];
                     *moved = array::from_fn(|i| moved[i] + factor * change[i]);
                 }
             });
@@ -152,9 +152,9 @@ fn by_row(
             sums.before += dot(&along, &along);
             sums.edit += gram.iter().zip(&along).map(|(g, a)| a * dot(g, &along)).sum::<f64>();
             let mut left = along.clone();
-            rounder.row(row, &along, &mut work, |column, change| {
+            rounder.row(row, &along, &mut work, |piece, change| {
                 for (left, r) in left.iter_mut().zip(basis) {
-                    let along: [f64; PIECE] = array::from_fn(|i| change[i] * r[column + i]);
+                    let along: [f64; PIECE] = array::from_fn(|i| change[i] * r[piece * PIECE + i]);
                     *left += sum(&along);
                 }
             });
@@ -246,20 +246,6 @@ fn mixed_dot(w: &[f32], r: &[f64]) -> f64 {
         #[inline(always)]
         || lanes(pairs.map(|(w, r)| array::from_fn(|i| f64::from(w[i]) * r[i]))),
     )
-}
-
-/// The sum of all, in eight sums side by side.
-// Always, for `wide`.
-#[allow(clippy::inline_always)]
-#[inline(always)]
-fn lanes(terms: impl Iterator<Item = [f64; 8]>) -> f64 {
-    let mut sums = [0.0; 8];
-    for terms in terms {
-        for (sum, term) in sums.iter_mut().zip(terms) {
-            *sum += term;
-        }
-    }
-    sums.iter().sum()
 }
 
 fn add(to: &mut [f64], from: &[f64]) {
