@@ -3,10 +3,8 @@
 
 use std::io::{self, Write};
 
-use super::basis::{Basis, seen_by};
-use super::edit::{Matrix, Sums, orthogonalize};
-use super::{Plan, PlannedTensor, Report, RewriteError, TensorReport, header};
-use crate::arch::Axis;
+use super::editor::Editor;
+use super::{How, Plan, Report, RewriteError, TensorReport, header};
 use crate::gguf::{GgufError, GgufFile, NewTensor, Part, TensorInfo, Value, amended_header, padded};
 use crate::output::{OutputFile, commit_parts};
 use crate::quant::{self, GgmlType};
@@ -76,21 +74,31 @@ impl Written {
 pub fn execute(
     file: &GgufFile,
     plan: &Plan,
+    how: &How<'_>,
     output: OutputFile,
     provenance: &[(String, Value)],
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Written, RewriteError> {
-    stream(file, plan, output, provenance, progress, &mut edit)
+    check(file, plan)?;
+    let mut editor = Editor::new(file, plan, how)?;
+    stream(file, plan, output, provenance, progress, &mut |name, out| editor.edit(name, out))
 }
 
 /// How a tensor is edited: all its new bytes, of the planned type, go out in order.
-type Edit<'a> = &'a mut dyn FnMut(
-    &GgufFile,
-    &TensorInfo,
-    &PlannedTensor,
-    &Basis,
-    &mut dyn Write,
-) -> Result<TensorReport, RewriteError>;
+type Edit<'a> = &'a mut dyn FnMut(&str, &mut dyn Write) -> Result<TensorReport, RewriteError>;
+
+/// Whether the plan was made for this file.
+pub(super) fn check(file: &GgufFile, plan: &Plan) -> Result<(), RewriteError> {
+    for planned in &plan.tensors {
+        let fits = file.tensor(&planned.writer.tensor).is_some_and(|info| {
+            (info.ty, info.ne, info.bytes) == (planned.r#type, planned.ne, planned.bytes)
+        });
+        if !fits {
+            return Err(RewriteError::OtherFile { tensor: planned.writer.tensor.clone() });
+        }
+    }
+    Ok(())
+}
 
 fn stream(
     file: &GgufFile,
@@ -100,14 +108,6 @@ fn stream(
     progress: &mut dyn FnMut(Progress<'_>),
     edit: Edit<'_>,
 ) -> Result<Written, RewriteError> {
-    for planned in &plan.tensors {
-        let fits = file.tensor(&planned.writer.tensor).is_some_and(|info| {
-            (info.ty, info.ne, info.bytes) == (planned.r#type, planned.ne, planned.bytes)
-        });
-        if !fits {
-            return Err(RewriteError::OtherFile { tensor: planned.writer.tensor.clone() });
-        }
-    }
     let head = if plan.unties() { Some(embedding(file)?) } else { None };
     let mut outputs = output.into_parts(file.n_parts(), &file.paths())?;
 
@@ -134,7 +134,7 @@ fn stream(
                 to.copy(file.data_range(info).start)?;
                 part.prefetch(file.data_range(info));
                 let mut sink = Sink { to: &mut to, given: 0 };
-                report.tensors.push(edit(file, info, planned, &plan.basis, &mut sink)?);
+                report.tensors.push(edit(&info.name, &mut sink)?);
                 sink.finish(info, planned.out_type)?;
             }
             bytes_done += info.bytes;
@@ -154,7 +154,7 @@ fn stream(
 
     report.n_edited = report.tensors.iter().filter(|t| t.edited).count();
     report.n_untouched = file.tensors().len() - report.n_edited;
-    report.max_leak = report.tensors.iter().map(|t| t.leak).fold(0.0, f64::max);
+    report.max_leak = report.tensors.iter().map(|t| t.figures.leak).fold(0.0, f64::max);
     report.file_size = outputs.iter().map(OutputFile::position).sum();
     report.files = outputs.iter().map(|out| out.path().to_path_buf()).collect();
     let files = outputs.iter_mut().map(OutputFile::reread).collect::<Result<_, _>>()?;
@@ -242,43 +242,6 @@ impl Write for Sink<'_, '_> {
     }
 }
 
-/// Edits one tensor, slice by slice.
-fn edit(
-    file: &GgufFile,
-    info: &TensorInfo,
-    planned: &PlannedTensor,
-    basis: &Basis,
-    out: &mut dyn Write,
-) -> Result<TensorReport, RewriteError> {
-    let writer = &planned.writer;
-    let basis = &seen_by(file, writer, basis)?;
-    let data = file.tensor_data(info);
-    let (n, rows) = (info.ne[0] as usize, info.rows() as usize);
-    let rows_per_slice = if writer.axis == Axis::Output { info.ne[1] as usize } else { rows };
-    let mut sums = Sums::default();
-    if rows > 0 && n > 0 {
-        let slice_bytes = data.len() / rows * rows_per_slice;
-        for (slice, data) in data.chunks(slice_bytes).enumerate() {
-            let first_row = slice * rows_per_slice;
-            let matrix = Matrix { name: &info.name, ty: info.ty, data, n, rows: rows_per_slice, first_row };
-            sums.add(orthogonalize(matrix, basis, writer.axis, out)?);
-        }
-    }
-    let edited = sums.before > 0.0;
-    let ratio = |a: f64, b: f64| if b > 0.0 { (a / b).sqrt() } else { 0.0 };
-    Ok(TensorReport {
-        name: info.name.clone(),
-        r#type: info.ty,
-        kind: writer.kind,
-        block: writer.block,
-        edited,
-        leak: ratio(sums.after, sums.before),
-        distance: ratio(sums.off, sums.edit),
-        share: ratio(sums.before, sums.weight),
-        bytes: info.bytes,
-    })
-}
-
 /// The γ of a norm, every value finite.
 pub(super) fn norm_weights(file: &GgufFile, norm: &str) -> Result<Vec<f32>, RewriteError> {
     let tensor = || norm.to_string();
@@ -340,6 +303,8 @@ mod tests {
                 out_type,
                 ne: info.ne,
                 bytes: info.bytes,
+                strength: 1.0,
+                preserve_norm: false,
             }
         };
         Plan {
@@ -348,6 +313,7 @@ mod tests {
             tensors: retype.iter().map(planned).collect(),
             tied_embeddings: false,
             tied: Tied::Edit,
+            partial: None,
             n_tensors: file.tensors().len(),
             basis: Basis::new(),
         }

@@ -7,7 +7,7 @@
 
 use serde::Serialize;
 
-use super::edit::{mixed_dot, project};
+use super::rows::{mixed_dot, project};
 use crate::arch::Axis;
 
 /// How much of an edit is in a written tensor.
@@ -131,6 +131,12 @@ impl<'a> Meter<'a> {
         let inputs = if axis == Axis::Output { inputs } else { &[] };
         let along_x = apply(&along, inputs, n);
         Self { basis, axis, n, strength, along, inputs: Samples::new(inputs, n), along_x }
+    }
+
+    /// RᵀW of the slice, k × n; empty along rows.
+    #[must_use]
+    pub fn along(&self) -> &[Vec<f64>] {
+        &self.along
     }
 
     /// W' for the rows of `w` from row `first` of the slice on.

@@ -4,7 +4,6 @@
 use rayon::prelude::*;
 
 use super::RewriteError;
-use super::edit::project;
 use crate::arch::Axis;
 use crate::gguf::{GgufFile, TensorInfo};
 use crate::quant::{self, GgmlType};
@@ -18,13 +17,13 @@ const BATCH: usize = 64;
 /// One slice of a tensor: `rows` of `n` elements, as they lie in the file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rows<'a> {
-    tensor: &'a str,
-    ty: GgmlType,
-    data: &'a [u8],
+    pub name: &'a str,
+    pub ty: GgmlType,
+    pub data: &'a [u8],
     pub n: usize,
     pub rows: usize,
     /// Rows of the tensor before this slice, for messages.
-    first_row: usize,
+    pub first_row: usize,
 }
 
 impl<'a> Rows<'a> {
@@ -38,21 +37,36 @@ impl<'a> Rows<'a> {
         let data = file.tensor_data(info);
         let slices = data.chunks(data.len() / all * rows).enumerate();
         slices
-            .map(|(i, data)| Self { tensor: &info.name, ty: info.ty, data, n, rows, first_row: i * rows })
+            .map(|(i, data)| Self { name: &info.name, ty: info.ty, data, n, rows, first_row: i * rows })
             .collect()
+    }
+
+    /// Bytes of a row.
+    pub fn row_bytes(&self) -> usize {
+        // A tensor was checked to be whole rows when the file was read.
+        self.data.len() / self.rows.max(1)
+    }
+
+    /// The bytes of `count` rows from `first` on.
+    pub fn bytes_of(&self, first: usize, count: usize) -> &'a [u8] {
+        let size = self.row_bytes();
+        &self.data[first * size..(first + count) * size]
+    }
+
+    /// Whether every weight is finite.
+    pub fn check(&self) -> Result<(), RewriteError> {
+        self.each(|_, _| Ok(()), |()| Ok(()))
     }
 
     /// `count` rows from `first` on, every value finite.
     pub fn decode(&self, first: usize, count: usize) -> Result<Vec<f32>, RewriteError> {
-        // A tensor was checked to be whole rows when the file was read.
-        let size = self.data.len() / self.rows;
         let mut out = vec![0.0; count * self.n];
-        quant::decode(self.ty, &self.data[first * size..][..count * size], &mut out)
-            .map_err(|source| RewriteError::Type { tensor: self.tensor.into(), source })?;
+        quant::decode(self.ty, self.bytes_of(first, count), &mut out)
+            .map_err(|source| RewriteError::Type { tensor: self.name.into(), source })?;
         match out.iter().position(|x| !x.is_finite()) {
             None => Ok(out),
             Some(i) => Err(RewriteError::Weight {
-                tensor: self.tensor.into(),
+                tensor: self.name.into(),
                 row: (self.first_row + first + i / self.n) as u64,
                 column: i % self.n,
                 value: out[i],
@@ -90,4 +104,25 @@ impl<'a> Rows<'a> {
         })?;
         Ok(along)
     }
+}
+
+/// Σ_j R[k][first + j] W[j], k × n, for the rows given.
+pub(super) fn project(w: &[f32], n: usize, first: usize, basis: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    basis
+        .iter()
+        .map(|r| {
+            let mut sum = vec![0.0; n];
+            for (row, factor) in w.chunks_exact(n).zip(&r[first..]) {
+                for (s, x) in sum.iter_mut().zip(row) {
+                    *s += factor * f64::from(*x);
+                }
+            }
+            sum
+        })
+        .collect()
+}
+
+/// a·b in f64, from first to last.
+pub(super) fn mixed_dot(a: &[f32], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| f64::from(*x) * y).sum()
 }
