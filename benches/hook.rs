@@ -1,7 +1,8 @@
-//! What the hook costs: prefill and decode with capture and with ablation on all blocks, against the bare context.
+//! What the hook costs: prefill and decode with capture, with ablation on all blocks and with sampling of the writers'
+//! inputs, against the bare context.
 //!
 //! `make bench` (or `cargo bench --bench hook`) writes a random 140 MB Q8_0 llama (12 blocks × 1024) to a temporary
-//! folder, runs the three in turn, many rounds, and prints medians and the ratio to the bare context of the same round.
+//! folder, runs them in turn, many rounds, and prints medians and the ratio to the bare context of the same round.
 //! Not criterion's harness, because it runs its benchmarks one after the other and a noisy machine drifts meanwhile.
 
 #[path = "../tests/support/mod.rs"]
@@ -11,6 +12,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ggsteer::calibration::{Collector, Options, Origin, Target};
+use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
 use ggsteer::runtime::{
     CapturePlan, Captured, Item, Model, ModelOptions, Outputs, Session, SessionOptions, Token,
@@ -84,6 +87,36 @@ fn hooked(
     times
 }
 
+/// Every writer's input at every token through a collector, as `extract --save-calibration` does.
+fn sampled(session: &mut Session<'_>, tokens: &[Token], targets: &[Target]) -> Times {
+    let mut collector = Collector::new(targets, [&[tokens], &[]], &Options::default());
+    let plan = collector.plan();
+    let mut decode = |range: std::ops::Range<usize>| {
+        let item = Item {
+            seq: 0,
+            start: range.start,
+            tokens: &tokens[range.clone()],
+            prompt: true,
+            outputs: Outputs::Last(1),
+            intervention: None,
+        };
+        let first = range.start as i32 - tokens.len() as i32;
+        let mut sink = |c: Captured<'_>| collector.add(0, first + c.token as i32, c.site, c.row);
+        session.decode(&[item], Some((&plan, &mut sink))).unwrap();
+        std::hint::black_box(session.logits(range.len() - 1)[0]);
+    };
+    let start = Instant::now();
+    decode(0..PREFILL);
+    let prefill = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    (PREFILL..tokens.len()).for_each(|i| decode(i..i + 1));
+    let times = [prefill, start.elapsed().as_secs_f64()];
+    let calibration = collector.finish(Origin::default()).unwrap();
+    assert_eq!(calibration.inputs("blk.0.ffn_down.weight").unwrap().count(0), tokens.len() as u64);
+    session.clear();
+    times
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -120,18 +153,21 @@ fn main() {
     let r = support::tiny::unit(1024, 3);
     let ablation = Arc::new(Intervention::ablate(&[&r]).unwrap());
     let plan = CapturePlan { stream: true, ..CapturePlan::default() };
-    let names = ["bare context", "hook, idle", "hook, capture", "hook, ablation"];
-    let mut times: [Vec<Times>; 4] = Default::default();
+    let file = GgufFile::open(&path).unwrap();
+    let targets = Target::of(&file, &ggsteer::arch::writers(&file).unwrap());
+    let names = ["bare context", "hook, idle", "hook, capture", "hook, ablation", "hook, sampling"];
+    let mut times: [Vec<Times>; 5] = Default::default();
     for round in 0..=ROUNDS {
         // Turning the order around cancels what one run leaves behind for the next.
-        let mut order = [0, 1, 2, 3];
-        order.rotate_left(round % 4);
+        let mut order = [0, 1, 2, 3, 4];
+        order.rotate_left(round % 5);
         for which in order {
             let t = match which {
                 0 => bare(&mut context, &tokens),
                 1 => hooked(&mut session, &tokens, None, None),
                 2 => hooked(&mut session, &tokens, None, Some(&plan)),
-                _ => hooked(&mut session, &tokens, Some(&ablation), None),
+                3 => hooked(&mut session, &tokens, Some(&ablation), None),
+                _ => sampled(&mut session, &tokens, &targets),
             };
             // The first round warms up.
             if round > 0 {

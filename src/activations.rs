@@ -6,6 +6,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::calibration::{Collector, outputs};
 use crate::direction::Provenance;
 use crate::gguf::{GgufError, GgufFile, Writer};
 use crate::output::{OutputError, OutputFile};
@@ -221,6 +222,7 @@ pub fn shared_positions<'a>(prompts: impl IntoIterator<Item = &'a Prompt>) -> us
 }
 
 /// Runs every prompt once and averages the stream at its last `n_pos` positions; `step` is called after each prompt.
+/// With a collector the same run samples the inputs of its targets; `prompts` are its sequences from `first` on.
 ///
 /// # Errors
 /// As [`Session::prefill`].
@@ -228,16 +230,24 @@ pub fn measure(
     session: &mut Session<'_>,
     prompts: &[Prompt],
     n_pos: usize,
+    mut collector: Option<(&mut Collector<'_>, usize)>,
     step: &mut dyn FnMut(),
 ) -> Result<Means, Error> {
     let model = session.model();
     let mut means = Means::new(n_pos, model.n_block(), model.n_embd());
+    let seen = outputs(model.n_vocab());
+    let n_out = |p: &Prompt| if collector.is_some() { n_pos.max(seen(p.tokens.len())) } else { n_pos };
     let jobs: Vec<Job<'_>> =
-        prompts.iter().map(|p| Job { tokens: &p.tokens, n_out: n_pos, intervention: None }).collect();
-    let plan = CapturePlan { stream: true, ..CapturePlan::default() };
-    let mut sink = |_: usize, position: i32, site: Site<'_>, row: &[f32]| {
-        if let Site::Block(block) = site {
-            means.add(position, block, row);
+        (prompts.iter()).map(|p| Job { tokens: &p.tokens, n_out: n_out(p), intervention: None }).collect();
+    let plan = collector.as_ref().map_or_else(CapturePlan::default, |(collector, _)| collector.plan());
+    let plan = CapturePlan { stream: true, ..plan };
+    let mut sink = |job: usize, position: i32, site: Site<'_>, row: &[f32]| match site {
+        Site::Block(block) if position >= -(n_pos as i32) => means.add(position, block, row),
+        Site::Block(_) => {}
+        Site::WriterInput(_) | Site::ExpertInput(..) => {
+            if let Some((collector, first)) = &mut collector {
+                collector.add(*first + job, position, site, row);
+            }
         }
     };
     session.prefill(&jobs, Some((&plan, &mut sink)), &mut |_, _| step())?;

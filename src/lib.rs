@@ -16,13 +16,16 @@
 
 pub mod activations;
 pub mod arch;
+pub mod calibration;
 pub mod direction;
 pub mod evaluate;
+pub mod export;
 pub mod gguf;
 pub mod intervention;
 pub mod output;
 pub mod prompts;
 pub mod quant;
+pub mod random;
 pub mod rewrite;
 pub mod runtime;
 pub mod select;

@@ -1,8 +1,15 @@
 //! Whole-or-absent output files.
 //!
 //! An [`OutputFile`] is checked before long work starts, is written beside its final path under another name, and
-//! takes that path only when it is complete and on the disk. Whatever fails before, the path is as it was.
+//! takes that path only when it is complete and on the disk. Whatever fails before, the path is as it was. The parts of
+//! a split model are such files together, see [`commit_parts`].
 #![forbid(unsafe_code)]
+
+mod append;
+mod parts;
+
+pub use append::BLOCK;
+pub use parts::commit_parts;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -71,6 +78,10 @@ pub struct OutputFile {
     folder: PathBuf,
     force: bool,
     file: BufWriter<File>,
+    /// Bytes written.
+    position: u64,
+    /// Whether the file system can share blocks with a file it was asked about.
+    can_share: Option<bool>,
     /// Where the bytes are until then; gone when dropped.
     temporary: TempPath,
 }
@@ -119,8 +130,7 @@ impl OutputFile {
                 return Err(OutputError::Io { path: at(), doing: "look at it", source });
             }
         }
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".ggsteer-").suffix(".part");
+        let mut builder = temporary();
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
@@ -134,7 +144,8 @@ impl OutputFile {
         })?;
         // Apart, for the errors of a `NamedTempFile` name the temporary file.
         let (file, temporary) = file.into_parts();
-        Ok(Self { path: at(), folder, force, file: BufWriter::with_capacity(1 << 20, file), temporary })
+        let file = BufWriter::with_capacity(1 << 20, file);
+        Ok(Self { path: at(), folder, force, file, position: 0, can_share: None, temporary })
     }
 
     /// The path this file will have.
@@ -143,34 +154,81 @@ impl OutputFile {
         &self.path
     }
 
+    /// Where the bytes are until [`OutputFile::commit`], for a library that writes to a path of its own accord. It may
+    /// fill this file, never replace it by another.
+    #[must_use]
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Bytes written so far.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// The bytes written so far, to be read again under the path they will have.
+    ///
+    /// # Errors
+    /// [`OutputError::Io`] when the disk refuses.
+    pub fn reread(&mut self) -> Result<(PathBuf, File), OutputError> {
+        let file = self.file.flush().and_then(|()| self.file.get_ref().try_clone());
+        file.map(|file| (self.path.clone(), file)).map_err(|source| self.fail("write", source))
+    }
+
     /// Writes everything through to the disk and gives the file its path.
     ///
     /// # Errors
     /// [`OutputError::Io`] when the disk refuses, [`OutputError::Exists`] when something took the path meanwhile and
     /// overwriting was not asked for; nothing is left behind then.
-    pub fn commit(self) -> Result<(), OutputError> {
-        let Self { path, folder, force, file, temporary } = self;
-        let fail =
-            |doing: &'static str, source: io::Error| OutputError::Io { path: path.clone(), doing, source };
-        let file = file.into_inner().map_err(|e| fail("write", e.into_error()))?;
-        file.sync_all().map_err(|e| fail("sync", e))?;
+    pub fn commit(mut self) -> Result<(), OutputError> {
+        self.sync()?;
+        let folder = self.folder.clone();
+        self.place()?;
+        sync_folder(&folder);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), OutputError> {
+        self.file.flush().map_err(|source| self.fail("write", source))?;
+        self.file.get_ref().sync_all().map_err(|source| self.fail("sync", source))
+    }
+
+    /// Renames what is on the disk to its path.
+    fn place(self) -> Result<(), OutputError> {
+        let Self { path, force, temporary, .. } = self;
         let kept = if force { temporary.persist(&path) } else { temporary.persist_noclobber(&path) };
         kept.map_err(|e| match e.error.kind() {
-            io::ErrorKind::AlreadyExists => OutputError::Exists { path: path.clone() },
-            _ => fail("rename to it", e.error),
-        })?;
-        // The rename itself reaches the disk with its folder. Some file systems cannot sync a folder: not a failure
-        // of this file, which is complete.
-        if let Ok(folder) = File::open(&folder) {
-            let _ = folder.sync_all();
-        }
-        Ok(())
+            io::ErrorKind::AlreadyExists => OutputError::Exists { path },
+            _ => OutputError::Io { path, doing: "rename to it", source: e.error },
+        })
+    }
+
+    fn fail(&self, doing: &'static str, source: io::Error) -> OutputError {
+        OutputError::Io { path: self.path.clone(), doing, source }
+    }
+}
+
+/// Names of temporary files: hidden, and known for ours when a killed process leaves them.
+fn temporary() -> tempfile::Builder<'static, 'static> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".ggsteer-").suffix(".part");
+    builder
+}
+
+/// A rename itself reaches the disk with its folder. Some file systems cannot sync a folder: not a failure of the files
+/// in it, which are complete.
+fn sync_folder(folder: &Path) {
+    if let Ok(folder) = File::open(folder) {
+        let _ = folder.sync_all();
     }
 }
 
 impl Write for OutputFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes).map_err(|e| named(&self.path, &e))
+        let n = self.file.write(bytes).map_err(|e| named(&self.path, &e))?;
+        self.position += n as u64;
+        Ok(n)
     }
 
     fn flush(&mut self) -> io::Result<()> {

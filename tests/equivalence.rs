@@ -36,7 +36,7 @@ fn rewrite(from: &Path, to: &Path, directions: &[Vec<f32>], tied: Tied) {
     let file = GgufFile::open(from).unwrap();
     let plan = Plan::new(&file, directions, Options { tied }).unwrap();
     let out = OutputFile::create(to, true, &[from]).unwrap();
-    let report = execute(&file, &plan, out, &[], &mut |_| ()).unwrap();
+    let report = execute(&file, &plan, out, &[], &mut |_| ()).unwrap().commit().unwrap();
     assert!(report.max_leak < 1e-5, "F32 leaves {}", report.max_leak);
     verify_untouched(&file, &GgufFile::open(to).unwrap(), &plan).unwrap();
 }

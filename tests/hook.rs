@@ -65,6 +65,7 @@ fn run(
         let again = match c.site {
             Site::Block(il) => seen.blocks.insert((il, c.token), c.row.to_vec()),
             Site::WriterInput(name) => seen.inputs.insert((name.to_string(), c.token), c.row.to_vec()),
+            Site::ExpertInput(..) => unreachable!("no model here has experts"),
         };
         assert!(again.is_none(), "{:?} of token {} came twice", c.site, c.token);
     };

@@ -199,6 +199,6 @@ fn a_rewrite_with_no_edits_is_the_same_file() {
     let file = GgufFile::open(sample()).unwrap();
     let plan = Plan::new(&file, &[], Options::default()).unwrap();
     let out = OutputFile::create(&path, false, &[&sample()]).unwrap();
-    execute(&file, &plan, out, &[], &mut |_| ()).unwrap();
+    execute(&file, &plan, out, &[], &mut |_| ()).unwrap().commit().unwrap();
     assert!(fs::read(&path).unwrap() == file.bytes(), "differs from the input");
 }

@@ -11,8 +11,8 @@ use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::PromptSet;
+use ggsteer::random::SplitMix64;
 use ggsteer::runtime::Model;
-use ggsteer::runtime::sampling::SplitMix64;
 use serde::Serialize;
 
 use super::args::{
@@ -98,7 +98,9 @@ impl Args {
         let model = self.run.load(&self.model)?;
         describe(ui, &model);
         // What would only come to light after the measuring: a file that cannot be rewritten, answers that do not fit.
-        steps::plan(&GgufFile::open(&self.model)?, &[vec![1.0; model.n_embd()]], self.tied.into())?;
+        let file = GgufFile::open(&self.model)?;
+        steps::plan(&file, &[vec![1.0; model.n_embd()]], self.tied.into())?;
+        out.check_parts(file.n_parts(), &file.paths())?;
         for set in [&harmful, &harmless].into_iter().flatten() {
             check_length(&model, longest([&tokenize(&model, set)?]).saturating_add(self.max_tokens))?;
         }
@@ -115,10 +117,10 @@ impl Args {
             out,
         )?;
         let options = Options { max_tokens: self.max_tokens, markers };
-        let proof = prove(ui, &self.run, &model, &found.direction, &self.output, &test, &options)?;
+        let proof = prove(ui, &self.run, &model, &found.direction, &report.files[0], &test, &options)?;
         let output = Output {
             model: self.model.display().to_string(),
-            output: self.output.display().to_string(),
+            output: report.files[0].display().to_string(),
             n_train: [train.harmful.len(), train.harmless.len()],
             n_validation: [validation.harmful.len(), validation.harmless.len()],
             n_test: [test.harmful.len(), test.harmless.len()],
@@ -161,11 +163,7 @@ fn split(set: &PromptSet, seed: u64) -> Result<[PromptSet; 3]> {
         );
     }
     let mut prompts = set.prompts.clone();
-    // Fisher–Yates.
-    let mut random = SplitMix64(seed);
-    for i in (1..n).rev() {
-        prompts.swap(i, (random.bits() % (i as u64 + 1)) as usize);
-    }
+    SplitMix64(seed).shuffle(&mut prompts);
     let test = prompts.split_off(n - n / 5);
     let validation = prompts.split_off(prompts.len() - n / 5);
     Ok([prompts, validation, test].map(|part| PromptSet::new(part, set.source.clone())))
@@ -188,7 +186,7 @@ pub fn find(
     tokens: Option<ggsteer::select::grid::RefusalTokens>,
 ) -> Result<Found> {
     let sets = [tokenize(model, &train.harmful)?, tokenize(model, &train.harmless)?];
-    let contrast = steps::measure(ui, run, model, [&sets[0], &sets[1]], steps::source(model, train)?)?;
+    let contrast = steps::measure(ui, run, model, [&sets[0], &sets[1]], steps::source(model, train)?, None)?;
     let sets = [tokenize(model, &validation.harmful)?, tokenize(model, &validation.harmless)?];
     let choice = steps::select(ui, run, model, &contrast, [&sets[0], &sets[1]], markers, tokens)?;
     let direction = choice.direction(&contrast)?;

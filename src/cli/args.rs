@@ -7,7 +7,7 @@ use clap::Args;
 use ggsteer::direction::Direction;
 use ggsteer::evaluate::refusals::Markers;
 use ggsteer::evaluate::run::Set;
-use ggsteer::gguf::GgufFile;
+use ggsteer::gguf::{GgufFile, ModelSummary};
 use ggsteer::prompts::{self, PromptSet};
 use ggsteer::runtime::template::ChatTemplate;
 use ggsteer::runtime::{Error, Model, ModelOptions, Prompt, Session, SessionOptions};
@@ -32,7 +32,7 @@ pub struct RunArgs {
 impl RunArgs {
     /// Loads a model, after our own reader has checked the file.
     pub fn load(&self, path: &Path) -> Result<Model> {
-        GgufFile::open(path).with_context(|| path.display().to_string())?;
+        let file = GgufFile::open(path).with_context(|| path.display().to_string())?;
         let chat_template = match &self.chat_template {
             None => None,
             Some(name) => Some(match ChatTemplate::builtin(name) {
@@ -44,7 +44,8 @@ impl RunArgs {
             }),
         };
         let options = ModelOptions { chat_template };
-        Model::load(path, &options).map_err(|error| match (&error, &self.chat_template) {
+        // Of a split model, the first part is the one that llama.cpp loads.
+        Model::load(file.path(), &options).map_err(|error| match (&error, &self.chat_template) {
             (Error::Template(_), Some(name)) => anyhow!("--chat-template {name}: {error}"),
             (Error::Template(_), None) => anyhow!("{}: {error}", path.display()),
             _ => error.into(),
@@ -168,6 +169,42 @@ pub fn direction(path: &Path, block: Option<usize>, model: &Model) -> Result<Dir
         .check_model(&model.architecture(), model.n_embd())
         .with_context(|| path.display().to_string())?;
     Ok(direction)
+}
+
+/// The directions of an edit.
+#[derive(Debug, Clone, Args)]
+pub struct DirectionArgs {
+    /// The direction; several erase their span
+    #[arg(long, value_name = "DIRECTION", required = true)]
+    pub direction: Vec<PathBuf>,
+    /// Which block's direction to take from a file that holds several
+    #[arg(long, value_name = "IL")]
+    pub block: Option<usize>,
+}
+
+impl DirectionArgs {
+    /// Their files.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.direction.iter().map(PathBuf::as_path)
+    }
+
+    /// Their files as the user named them.
+    pub fn names(&self) -> Vec<String> {
+        self.paths().map(|p| p.display().to_string()).collect()
+    }
+
+    /// Reads them, checked against the model file they are for.
+    pub fn load(&self, file: &GgufFile) -> Result<Vec<Direction>> {
+        let at = || file.path().display().to_string();
+        let arch = file.arch().with_context(at)?.to_string();
+        let n_embd = ModelSummary::new(file).with_context(at)?.n_embd as usize;
+        let load = |path: &Path| -> Result<Direction> {
+            let direction = Direction::load(path, self.block)?;
+            direction.check_model(&arch, n_embd)?;
+            Ok(direction)
+        };
+        self.paths().map(|path| load(path).with_context(|| path.display().to_string())).collect()
+    }
 }
 
 /// A remark on what a model is.

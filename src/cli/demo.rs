@@ -10,8 +10,8 @@ use ggsteer::evaluate::run::{Answer, Evaluation, Options};
 use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::{PromptSet, overlap};
-use ggsteer::runtime::quantize;
-use ggsteer::runtime::sampling::SplitMix64;
+use ggsteer::random::SplitMix64;
+use ggsteer::runtime::{FileType, QuantizeOptions, quantize};
 use serde::Serialize;
 
 use super::abliterate::{find, prove};
@@ -96,7 +96,9 @@ impl Args {
             f16
         } else {
             let path = folder.join(format!("lorekeeper-7m-{}.gguf", self.file_type.to_lowercase()));
-            quantize(&f16, &path, &self.file_type, self.run.threads.into())?;
+            let options =
+                QuantizeOptions { n_threads: self.run.threads.into(), ..QuantizeOptions::default() };
+            quantize(&f16, &path, FileType::from_name(&self.file_type)?, &options)?;
             path
         };
         let [train, validation, test] = ["train", "validation", &self.set].map(|part| load(&samples, part));

@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ggsteer::activations::Contrast;
+use ggsteer::calibration::{Collector, Origin, Target};
+use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::dot;
 use ggsteer::output::OutputFile;
 use serde::Serialize;
 
 use super::args::{PromptArgs, RunArgs, describe, tokenize};
+use super::calibrate::{SampleArgs, sequences};
 use super::steps;
 use super::ui::{Ui, table};
 
@@ -29,6 +32,8 @@ pub struct Args {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
+    sample: SampleArgs,
+    #[command(flatten)]
     run: RunArgs,
 }
 
@@ -36,6 +41,8 @@ pub struct Args {
 struct Output {
     model: String,
     output: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    calibration: Option<String>,
     n_harmful: usize,
     n_harmless: usize,
     n_embd: usize,
@@ -57,17 +64,28 @@ struct Row {
 impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
         let [harmful, harmless] = self.prompts.paths();
-        let out = OutputFile::create(&self.output, self.force, &[&self.model, harmful, harmless])?;
+        let inputs = [&self.model, harmful, harmless];
+        let out = OutputFile::create(&self.output, self.force, &inputs)?;
+        let out_calibration = self.sample.create(&self.output, self.force, &inputs)?;
         let sets = self.prompts.load()?;
         let model = self.run.load(&self.model)?;
         describe(ui, &model);
+        let targets = match &out_calibration {
+            Some(_) => self.targets().with_context(|| self.model.display().to_string())?,
+            None => Vec::new(),
+        };
         let (harmful, harmless) = (tokenize(&model, &sets.harmful)?, tokenize(&model, &sets.harmless)?);
         let source = steps::source(&model, &sets)?;
-        let contrast = steps::measure(ui, &self.run, &model, [&harmful, &harmless], source)?;
+        let both = [&sequences(&harmful)[..], &sequences(&harmless)];
+        let mut collector =
+            out_calibration.is_some().then(|| Collector::new(&targets, both, &self.sample.options()));
+        let contrast =
+            steps::measure(ui, &self.run, &model, [&harmful, &harmless], source, collector.as_mut())?;
         let (n_pos, n_block, n_embd) = contrast.harmful.shape();
         let output = Output {
             model: self.model.display().to_string(),
             output: self.output.display().to_string(),
+            calibration: out_calibration.as_ref().map(|out| out.path().display().to_string()),
             n_harmful: harmful.prompts.len(),
             n_harmless: harmless.prompts.len(),
             n_embd,
@@ -75,6 +93,10 @@ impl Args {
             positions: (1..=n_pos as i32).map(|back| -back).collect(),
             differences: contrast.candidates().map(|(p, il)| Row::of(&contrast, p, il)).collect(),
         };
+        if let (Some(collector), Some(out)) = (collector, out_calibration) {
+            let origin = Origin { source: contrast.source.clone(), ..Origin::default() };
+            collector.finish(origin)?.save_to(out)?;
+        }
         contrast.save_to(out)?;
         ui.print(&output, || {
             let head: Vec<String> = output.positions.iter().map(|p| format!("position {p}")).collect();
@@ -86,13 +108,19 @@ impl Args {
                     .collect()
             });
             format!(
-                "length of mean(harmful) − mean(harmless), {} and {} prompts\n{}written to {}\n",
+                "length of mean(harmful) − mean(harmless), {} and {} prompts\n{}written to {}\n{}",
                 output.n_harmful,
                 output.n_harmless,
                 table(&header, 1, rows),
-                output.output
+                output.output,
+                output.calibration.as_ref().map_or(String::new(), |path| format!("calibration in {path}\n"))
             )
         })
+    }
+
+    fn targets(&self) -> Result<Vec<Target>> {
+        let file = GgufFile::open(&self.model)?;
+        Ok(Target::of(&file, &ggsteer::arch::writers(&file)?))
     }
 }
 

@@ -2,15 +2,21 @@
 
 mod abliterate;
 mod args;
+mod calibrate;
 mod demo;
 mod evaluate;
+mod export;
 mod extract;
 mod generate;
 mod inspect;
 mod orthogonalize;
+mod quantize;
 mod select;
 mod steps;
 mod ui;
+mod verify;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -41,6 +47,9 @@ enum Command {
     Select(select::Args),
     Generate(generate::Args),
     Orthogonalize(orthogonalize::Args),
+    Export(export::Args),
+    Quantize(quantize::Args),
+    Verify(verify::Args),
     Evaluate(evaluate::Args),
     Abliterate(abliterate::Args),
     Demo(demo::Args),
@@ -57,11 +66,20 @@ impl Cli {
             Command::Select(args) => args.run(ui),
             Command::Generate(args) => args.run(ui),
             Command::Orthogonalize(args) => args.run(ui),
+            Command::Export(args) => args.run(ui),
+            Command::Quantize(args) => args.run(ui),
+            Command::Verify(args) => args.run(ui),
             Command::Evaluate(args) => args.run(ui),
             Command::Abliterate(args) => args.run(ui),
             Command::Demo(args) => args.run(ui),
         }
     }
+}
+
+/// What a failure ends the program with: 3 where two files were compared and differ, 1 for everything else (clap ends it
+/// with 2 on wrong usage).
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if error.is::<verify::Differs>() { ExitCode::from(3) } else { ExitCode::FAILURE }
 }
 
 /// Whether stdout was closed by its reader.

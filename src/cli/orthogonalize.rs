@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use ggsteer::direction::Direction;
 use ggsteer::gguf::GgufFile;
 use ggsteer::output::OutputFile;
 use ggsteer::rewrite::{Report, Tied};
 use serde::Serialize;
 
+use super::args::DirectionArgs;
 use super::steps::{self, leak_table};
 use super::ui::{Ui, bytes};
 
@@ -20,12 +20,8 @@ use super::ui::{Ui, bytes};
 pub struct Args {
     /// The model
     model: PathBuf,
-    /// The direction; several erase their span
-    #[arg(long, value_name = "DIRECTION", required = true)]
-    direction: Vec<PathBuf>,
-    /// Which block's direction to take from a file that holds several
-    #[arg(long, value_name = "IL")]
-    block: Option<usize>,
+    #[command(flatten)]
+    directions: DirectionArgs,
     /// What to do with a token embedding that is the output head too
     #[arg(long, value_enum, default_value_t = TiedArg::Edit)]
     tied: TiedArg,
@@ -71,24 +67,15 @@ struct Output<'a> {
 impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
         let mut inputs: Vec<&std::path::Path> = vec![&self.model];
-        inputs.extend(self.direction.iter().map(PathBuf::as_path));
+        inputs.extend(self.directions.paths());
         let out = OutputFile::create(&self.output, self.force, &inputs)?;
         let at = || self.model.display().to_string();
-        let file = GgufFile::open(&self.model).with_context(at)?;
-        let arch = file.arch().with_context(at)?.to_string();
-        let n_embd = ggsteer::gguf::ModelSummary::new(&file).with_context(at)?.n_embd as usize;
-        let load = |path: &PathBuf| -> Result<Direction> {
-            let direction = Direction::load(path, self.block)?;
-            direction.check_model(&arch, n_embd)?;
-            Ok(direction)
-        };
-        let load = |path: &PathBuf| load(path).with_context(|| path.display().to_string());
-        let directions = self.direction.iter().map(load).collect::<Result<Vec<Direction>>>()?;
+        let directions = self.directions.load(&GgufFile::open(&self.model).with_context(at)?)?;
         let (plan, report) = steps::orthogonalize(ui, &self.model, &directions, self.tied.into(), out)?;
         let output = Output {
             model: at(),
-            output: self.output.display().to_string(),
-            directions: self.direction.iter().map(|p| p.display().to_string()).collect(),
+            output: report.files[0].display().to_string(),
+            directions: self.directions.names(),
             tied_embeddings: plan.tied_embeddings,
             tied: plan.tied,
             report: &report,

@@ -4,12 +4,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use ggsteer::activations::{Contrast, measure as measure_set, shared_positions};
+use ggsteer::calibration::Collector;
 use ggsteer::direction::{Direction, Provenance, Scores};
 use ggsteer::evaluate::Markers;
 use ggsteer::evaluate::run::Set;
-use ggsteer::gguf::{GgufFile, Value, fingerprint};
+use ggsteer::gguf::{GgufFile, fingerprint};
 use ggsteer::output::OutputFile;
-use ggsteer::rewrite::{self, Options, Plan, Report, RewriteError, Tied};
+use ggsteer::rewrite::{self, Options, Plan, Record, Report, RewriteError, Tied};
 use ggsteer::runtime::Model;
 use ggsteer::select::grid::{self, RefusalTokens};
 use ggsteer::select::{Candidate, Rules, Selection, Verdict, choose};
@@ -33,19 +34,25 @@ pub fn source(model: &Model, sets: &Sets) -> Result<Provenance> {
     })
 }
 
-/// Means over both sets, at every position that all prompts share.
+/// Means over both sets, at every position that all prompts share; with a collector also samples of the writers' inputs.
 pub fn measure(
     ui: Ui,
     run: &RunArgs,
     model: &Model,
     [harmful, harmless]: [&Set; 2],
     source: Provenance,
+    mut collector: Option<&mut Collector<'_>>,
 ) -> Result<Contrast> {
     let n_pos = shared_positions(harmful.prompts.iter().chain(&harmless.prompts));
     let mut session = run.session(model, PARALLEL, longest([harmful, harmless]))?;
     let bar = ui.progress(harmful.prompts.len() + harmless.prompts.len(), "measuring activations");
-    let harmful = measure_set(&mut session, &harmful.prompts, n_pos, &mut || bar.inc(1))?;
-    let harmless = measure_set(&mut session, &harmless.prompts, n_pos, &mut || bar.inc(1))?;
+    let mut first = 0;
+    let mut measure = |set: &Set| {
+        let collector = collector.as_deref_mut().map(|collector| (collector, first));
+        first += set.prompts.len();
+        measure_set(&mut session, &set.prompts, n_pos, collector, &mut || bar.inc(1))
+    };
+    let (harmful, harmless) = (measure(harmful)?, measure(harmless)?);
     bar.finish_and_clear();
     Ok(Contrast { harmful, harmless, source })
 }
@@ -194,16 +201,16 @@ pub fn orthogonalize(
     let plan = plan(&file, &vectors, tied)?;
     let path = out.path().to_path_buf();
     let bar = ui.progress(plan.tensors.len(), "rewriting");
-    let keys = provenance(&file, directions);
-    let report = rewrite::execute(&file, &plan, out, &keys, &mut |p| bar.inc(u64::from(p.edited)));
-    let report = report.map_err(|error| match error {
+    let keys = Record::new("orthogonalize", &file, directions).of_plan(&plan).keys();
+    let written = rewrite::execute(&file, &plan, out, &keys, &mut |p| bar.inc(u64::from(p.edited)));
+    let written = written.map_err(|error| match error {
         // Names the output, and the input is not to blame.
         RewriteError::Output(_) | RewriteError::Write(_) => error.into(),
         _ => anyhow::Error::from(error).context(at()),
     })?;
     bar.finish_and_clear();
-    let written = GgufFile::open(&path).with_context(|| path.display().to_string())?;
-    rewrite::verify_untouched(&file, &written, &plan).with_context(|| path.display().to_string())?;
+    rewrite::verify_untouched(&file, written.file(), &plan).with_context(|| path.display().to_string())?;
+    let report = written.commit()?;
     if report.max_leak > MAX_LEAK {
         let worst = report.tensors.iter().filter(|t| t.leak > MAX_LEAK);
         warn(&format!(
@@ -220,24 +227,6 @@ pub fn orthogonalize(
 
 /// A leak that is worth a warning.
 const MAX_LEAK: f64 = 0.01;
-
-/// What the new file says of how it was made.
-fn provenance(file: &GgufFile, directions: &[Direction]) -> Vec<(String, Value)> {
-    let mut keys = vec![
-        ("ggsteer.edit".to_string(), Value::from("orthogonalize")),
-        ("ggsteer.version".into(), Value::from(env!("CARGO_PKG_VERSION"))),
-        ("ggsteer.source.fingerprint".into(), Value::from(fingerprint(file).as_str())),
-    ];
-    for (i, direction) in directions.iter().enumerate() {
-        let key = |name: &str| format!("ggsteer.direction.{i}.{name}");
-        keys.push((key("sha256"), Value::from(direction.sha256().as_str())));
-        keys.push((key("block"), Value::from(direction.block as u32)));
-        if let Some(position) = direction.meta.position {
-            keys.push((key("position"), Value::from(position)));
-        }
-    }
-    keys
-}
 
 /// The rewritten tensors with what is left in them.
 pub fn leak_table(report: &Report) -> String {

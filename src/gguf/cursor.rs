@@ -197,6 +197,6 @@ impl<'a> Cursor<'a> {
             GgmlType::from_id(id).map_err(|_| GgufError::TensorType { name: name.clone(), found: id })?;
         let bytes = tensor_bytes(&name, ne, ty)?;
         let offset = self.u64(&what)?;
-        Ok(TensorInfo { name, n_dims, ne, ty, offset, bytes })
+        Ok(TensorInfo { name, n_dims, ne, ty, offset, part: 0, bytes })
     }
 }

@@ -168,6 +168,73 @@ pub enum GgufError {
         /// The length of the file.
         end: u64,
     },
+    /// A part of a split model whose name is not the one by which llama.cpp finds the others.
+    #[error(
+        "{}: is part {no} of {count} of a split model, and its name does not end in {expected:?}: rename the parts",
+        .path.display()
+    )]
+    PartName {
+        /// The part.
+        path: PathBuf,
+        /// Its number, from 1.
+        no: u64,
+        /// Parts in all.
+        count: u64,
+        /// How its name should end.
+        expected: String,
+    },
+    /// A part of a split model that cannot be opened.
+    #[error("{}: part {no} of {count} must lie beside the others: {source}", .path.display())]
+    MissingPart {
+        /// Where it should be.
+        path: PathBuf,
+        /// Its number, from 1.
+        no: u64,
+        /// Parts in all.
+        count: u64,
+        /// The file system's answer.
+        source: io::Error,
+    },
+    /// A part of a split model that is malformed itself.
+    #[error("{}: {source}", .path.display())]
+    Part {
+        /// The part.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<GgufError>,
+    },
+    /// A file in the place of a part, which belongs to another model or place.
+    #[error("{}: is not that part of this model: {key} is {found}, expected {expected}", .path.display())]
+    OtherPart {
+        /// The file.
+        path: PathBuf,
+        /// The key that differs.
+        key: &'static str,
+        /// The value it should have.
+        expected: String,
+        /// The value there.
+        found: String,
+    },
+    /// A tensor in two parts of a split model.
+    #[error("{}: tensor {name:?} is in another part too", .path.display())]
+    PartTensor {
+        /// The second part that has it.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// The parts of a split model do not have the tensors they should have together.
+    #[error("{}: split.tensors.count is {expected}, the {count} parts hold {found} tensors", .path.display())]
+    PartTensors {
+        /// The first part.
+        path: PathBuf,
+        /// What it says.
+        expected: i64,
+        /// Parts.
+        count: usize,
+        /// Tensors in all of them.
+        found: usize,
+    },
     /// A key that should be there and is not.
     #[error("key {key:?} is missing")]
     MissingKey {

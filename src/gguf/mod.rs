@@ -2,21 +2,23 @@
 //!
 //! Versions 2 and 3, little-endian. The reader takes what llama.cpp's loader takes and refuses what it refuses, by an
 //! error with the tensor or key and the offset; it keeps metadata in order and with exact types, and remembers where
-//! everything lay, so that a header can be copied byte for byte.
+//! everything lay, so that a header can be copied byte for byte. A split model is one [`GgufFile`], whichever part opens it.
 
 mod amend;
 mod cursor;
 mod error;
 mod file;
 mod reader;
+mod split;
 mod summary;
 mod value;
 mod writer;
 
-pub use amend::amended_header;
+pub use amend::{Changes, PADDING_KEY, amended_header};
 pub use error::GgufError;
-pub use file::{GgufFile, fingerprint};
+pub use file::{GgufFile, Part, fingerprint};
 pub use reader::{Gguf, TensorInfo};
+pub use split::part_paths;
 pub use summary::{ModelSummary, TypeCount};
 pub use value::{Array, Value, ValueType};
 pub use writer::{NewTensor, TensorStream, Writer};

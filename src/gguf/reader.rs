@@ -19,9 +19,8 @@ pub struct Gguf {
     pub(super) tensors: Vec<TensorInfo>,
     /// Bytes of each key-value pair, in order.
     pub(super) pair_ranges: Vec<Range<usize>>,
-    /// Bytes of all tensor infos together.
-    pub(super) infos_range: Range<usize>,
-    pub(super) data_start: u64,
+    /// Where the data section of each part starts; one entry unless this is a split model as a whole.
+    pub(super) data_starts: Vec<u64>,
     pub(super) file_len: u64,
 }
 
@@ -38,6 +37,8 @@ pub struct TensorInfo {
     pub ty: GgmlType,
     /// Where its data starts, from the start of the data section.
     pub offset: u64,
+    /// The part of a split model that holds it, 0-based; 0 for a model in one file.
+    pub part: usize,
     /// Bytes of data.
     pub bytes: u64,
 }
@@ -75,12 +76,10 @@ impl Gguf {
         let n_pairs = at.count("key count", 13)?;
         let (metadata, pair_ranges) = read_pairs(&mut at, n_pairs)?;
         let alignment = read_alignment(&metadata)?;
-        let infos_start = at.position();
         let tensors = read_infos(&mut at, n_tensors, alignment)?;
-        let infos_range = infos_start..at.position();
 
         let file_len = bytes.len() as u64;
-        let header_end = infos_range.end as u64;
+        let header_end = at.position() as u64;
         let data_start = if tensors.is_empty() { Some(header_end) } else { padded(header_end, alignment) };
         let data_start = data_start.ok_or(GgufError::Alignment(alignment))?;
         if data_start > file_len {
@@ -98,7 +97,8 @@ impl Gguf {
                 });
             }
         }
-        Ok(Self { version, alignment, metadata, tensors, pair_ranges, infos_range, data_start, file_len })
+        let data_starts = vec![data_start];
+        Ok(Self { version, alignment, metadata, tensors, pair_ranges, data_starts, file_len })
     }
 
     /// The GGUF version, 2 or 3.
@@ -131,22 +131,28 @@ impl Gguf {
         self.tensors.iter().find(|t| t.name == name)
     }
 
-    /// Bytes before the data section: the header with its padding.
+    /// How many files this is: more than one for a split model that was opened as a whole.
     #[must_use]
-    pub fn header_bytes(&self) -> Range<usize> {
-        0..self.data_start as usize
+    pub fn n_parts(&self) -> usize {
+        self.data_starts.len()
     }
 
-    /// The length of the file.
+    /// Bytes before the data section: the header with its padding. Of a split model, the first part's.
+    #[must_use]
+    pub fn header_bytes(&self) -> Range<usize> {
+        0..self.data_starts[0] as usize
+    }
+
+    /// The length of the file; of a split model, of all parts together.
     #[must_use]
     pub fn file_len(&self) -> u64 {
         self.file_len
     }
 
-    /// The bytes of a tensor within the file.
+    /// The bytes of a tensor within the file, or within the part that holds it.
     #[must_use]
     pub fn data_range(&self, info: &TensorInfo) -> Range<usize> {
-        let start = (self.data_start + info.offset) as usize;
+        let start = (self.data_starts[info.part] + info.offset) as usize;
         start..start + info.bytes as usize
     }
 

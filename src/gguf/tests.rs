@@ -6,7 +6,7 @@ use super::*;
 use crate::quant::GgmlType;
 
 /// Every value type, arrays and nesting; three tensors, the last one quantized.
-fn small() -> Vec<u8> {
+pub(super) fn small() -> Vec<u8> {
     let nested =
         Array::Array(vec![Array::U8(vec![1, 2]), Array::String(vec!["a".into()]), Array::F64(vec![])]);
     let writer = Writer::new()
@@ -233,42 +233,6 @@ fn the_writer_refuses_what_a_reader_would() {
     assert!(matches!(stream.data(&[0; 9]), Err(GgufError::TensorBytes { given: 9, expected: 8, .. })));
     stream.data(&[0; 7]).unwrap();
     assert!(matches!(stream.finish(), Err(GgufError::TensorBytes { given: 7, expected: 8, .. })));
-}
-
-#[test]
-fn amending_keeps_what_is_there() {
-    let mut bytes = small();
-    let gguf = Gguf::parse(&bytes).unwrap();
-    assert_eq!(amended_header(&bytes, &gguf, &[], &[]).unwrap(), bytes[gguf.header_bytes()]);
-
-    let keys = [("ggsteer.version".into(), Value::from("0.1.0")), ("a.u8".into(), Value::U8(9))];
-    let new = [NewTensor { name: "output.weight".into(), ne: vec![3, 2], ty: GgmlType::F16 }];
-    let mut out = amended_header(&bytes, &gguf, &keys, &new).unwrap();
-    out.extend_from_slice(&bytes[gguf.header_bytes().end..]);
-    out.extend([7; 12]);
-    let after = Gguf::parse(&out).unwrap();
-    assert_eq!(after.metadata().len(), gguf.metadata().len() + 1);
-    assert_eq!(after.get("a.u8"), Some(&Value::U8(9)));
-    assert_eq!(after.metadata().last(), Some(&("ggsteer.version".into(), Value::from("0.1.0"))));
-    for (a, b) in gguf.metadata().iter().zip(after.metadata()).filter(|(a, _)| a.0 != "a.u8") {
-        assert_eq!(a, b);
-    }
-    assert_eq!(gguf.tensors(), &after.tensors()[..3]);
-    assert_eq!(&out[after.data_range(&after.tensors()[3])], &[7; 12]);
-
-    let fixed = [("general.alignment".into(), Value::U32(64))];
-    assert!(matches!(amended_header(&bytes, &gguf, &fixed, &[]), Err(GgufError::FixedKey { .. })));
-    let taken = [NewTensor { name: "matrix".into(), ne: vec![1], ty: GgmlType::F32 }];
-    assert!(matches!(amended_header(&bytes, &gguf, &[], &taken), Err(GgufError::DuplicateTensor { .. })));
-    let twice = [("k".into(), Value::U8(1)), ("k".into(), Value::U8(2))];
-    assert!(matches!(amended_header(&bytes, &gguf, &twice, &[]), Err(GgufError::DuplicateKey { .. })));
-
-    // A bool written as 2 by someone stays 2: pairs are copied, not written anew.
-    let at = gguf.pair_ranges[8].end - 1;
-    bytes[at] = 2;
-    let gguf = Gguf::parse(&bytes).unwrap();
-    let out = amended_header(&bytes, &gguf, &[("k".into(), Value::U8(1))], &[]).unwrap();
-    assert_eq!(out[at], 2);
 }
 
 #[test]

@@ -101,6 +101,8 @@ named! {
     I8 = GGML_TYPE_I8;
     /// 32-bit integer: not a weight type.
     I32 = GGML_TYPE_I32;
+    /// 64-bit integer: not a weight type.
+    I64 = GGML_TYPE_I64;
     /// 64-bit float: not a weight type.
     F64 = GGML_TYPE_F64;
 }

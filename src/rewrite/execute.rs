@@ -3,13 +3,14 @@
 
 use std::io::{self, Write};
 
-use super::basis::{Basis, through_norm};
-use super::edit::{Matrix, Sums, orthogonalize};
-use super::{Plan, PlannedTensor, Report, RewriteError, TensorReport};
-use crate::arch::Axis;
-use crate::gguf::{GgufFile, NewTensor, TensorInfo, Value, amended_header, padded};
-use crate::output::OutputFile;
-use crate::quant;
+use super::editor::Editor;
+use super::{How, Plan, Report, RewriteError, TensorReport, header};
+use crate::gguf::{GgufError, GgufFile, NewTensor, Part, TensorInfo, Value, amended_header, padded};
+use crate::output::{OutputFile, commit_parts};
+use crate::quant::{self, GgmlType};
+
+/// Bytes of an edited tensor after which the memory of the input behind them is let go.
+const RELEASE: u64 = 16 << 20;
 
 /// How far a rewrite is: called before each tensor, and once at the end with no tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,21 +25,70 @@ pub struct Progress<'a> {
     pub bytes_total: u64,
 }
 
-/// Writes `file` to `output` as `plan` says, `provenance` keys set in its header, and gives `output` its path.
+/// A rewritten model, complete beside its path and not there yet. Dropped, it leaves nothing.
+#[derive(Debug)]
+pub struct Written {
+    report: Report,
+    file: GgufFile,
+    outputs: Vec<OutputFile>,
+}
+
+impl Written {
+    /// What was done.
+    #[must_use]
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// The new model, read back.
+    #[must_use]
+    pub fn file(&self) -> &GgufFile {
+        &self.file
+    }
+
+    /// Writes it through to the disk and gives it its path; a split model under the names of
+    /// [`part_paths`](crate::gguf::part_paths).
+    ///
+    /// # Errors
+    /// [`RewriteError::Output`]; the output path is then as it was before.
+    pub fn commit(self) -> Result<Report, RewriteError> {
+        let Self { report, file, outputs } = self;
+        // Some systems do not rename a mapped file.
+        drop(file);
+        commit_parts(outputs)?;
+        Ok(report)
+    }
+}
+
+/// Writes `file` as `plan` says, `provenance` keys set in its header, to where it can be verified and then named by
+/// [`Written::commit`]. A split model becomes as many parts.
 ///
-/// What the plan does not name is copied byte for byte, bytes between and behind the tensors included; the header is
-/// too, except for the keys (see [`amended_header`]). The edited tensors' bytes do not depend on the number of threads.
-/// Memory: some tens of megabytes beside the map, whatever the size of a tensor.
+/// What the plan does not name is copied byte for byte, bytes between and behind the tensors included, or shared where
+/// the file system can clone. The header is copied too, except for the keys (see [`amended_header`]): with any
+/// `provenance`, the `ggsteer.` keys of an earlier edit make way for it and are kept as one line of `ggsteer.history`.
+/// The edited tensors' bytes do not depend on the number of threads. Memory: some tens of megabytes beside the tensor
+/// that is being edited.
 ///
 /// # Errors
-/// [`RewriteError`]; the output path is then as it was before.
+/// [`RewriteError`]; nothing is left of the output.
 pub fn execute(
     file: &GgufFile,
     plan: &Plan,
-    mut output: OutputFile,
+    how: &How<'_>,
+    output: OutputFile,
     provenance: &[(String, Value)],
     progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<Report, RewriteError> {
+) -> Result<Written, RewriteError> {
+    check(file, plan)?;
+    let mut editor = Editor::new(file, plan, how)?;
+    stream(file, plan, output, provenance, progress, &mut |name, out| editor.edit(name, out))
+}
+
+/// How a tensor is edited: all its new bytes, of the planned type, go out in order.
+type Edit<'a> = &'a mut dyn FnMut(&str, &mut dyn Write) -> Result<TensorReport, RewriteError>;
+
+/// Whether the plan was made for this file.
+pub(super) fn check(file: &GgufFile, plan: &Plan) -> Result<(), RewriteError> {
     for planned in &plan.tensors {
         let fits = file.tensor(&planned.writer.tensor).is_some_and(|info| {
             (info.ty, info.ne, info.bytes) == (planned.r#type, planned.ne, planned.bytes)
@@ -47,47 +97,68 @@ pub fn execute(
             return Err(RewriteError::OtherFile { tensor: planned.writer.tensor.clone() });
         }
     }
-    let head = if plan.unties() { Some(embedding(file)?) } else { None };
-    let new: Vec<NewTensor> = head
-        .iter()
-        .map(|info| NewTensor { name: "output.weight".into(), ne: info.shape().to_vec(), ty: info.ty })
-        .collect();
+    Ok(())
+}
 
-    let mut out = Counted { out: &mut output, bytes: 0 };
-    out.write_all(&amended_header(file.bytes(), file, provenance, &new)?)?;
+fn stream(
+    file: &GgufFile,
+    plan: &Plan,
+    output: OutputFile,
+    provenance: &[(String, Value)],
+    progress: &mut dyn FnMut(Progress<'_>),
+    edit: Edit<'_>,
+) -> Result<Written, RewriteError> {
+    let head = if plan.unties() { Some(embedding(file)?) } else { None };
+    let mut outputs = output.into_parts(file.n_parts(), &file.paths())?;
+
     let mut report = Report { untied: plan.unties(), ..Report::default() };
     let bytes_total = file.tensors().iter().map(|t| t.bytes).sum();
     let mut bytes_done = 0;
-    for (i, info) in file.tensors().iter().enumerate() {
-        let planned = plan.tensors.iter().find(|p| p.writer.tensor == info.name);
-        progress(Progress { tensor: Some(&info.name), edited: planned.is_some(), bytes_done, bytes_total });
-        match planned {
-            None => out.write_all(file.tensor_data(info))?,
-            Some(planned) => report.tensors.push(edit(file, info, planned, &plan.basis, &mut out)?),
+    for (no, (part, out)) in file.parts().iter().zip(&mut outputs).enumerate() {
+        // Behind all others: then the tensors have the order they would have in one file.
+        let head = head.filter(|_| no + 1 == file.n_parts());
+        let changes = header::changes(file, no, plan, provenance, head);
+        out.write_all(&amended_header(part.bytes(), part, &changes)?)?;
+        let mut to = Through { part, out, at: part.header_bytes().end, shared: 0 };
+        let mut data_end = to.at;
+        for info in file.tensors().iter().filter(|info| info.part == no) {
+            let planned = plan.tensors.iter().find(|p| p.writer.tensor == info.name);
+            progress(Progress {
+                tensor: Some(&info.name),
+                edited: planned.is_some(),
+                bytes_done,
+                bytes_total,
+            });
+            data_end = file.data_range(info).end;
+            if let Some(planned) = planned {
+                to.copy(file.data_range(info).start)?;
+                part.prefetch(file.data_range(info));
+                let mut sink = Sink { to: &mut to, given: 0 };
+                report.tensors.push(edit(&info.name, &mut sink)?);
+                sink.finish(info, planned.out_type)?;
+            }
+            bytes_done += info.bytes;
         }
-        bytes_done += info.bytes;
-        let end = file.data_range(info).end;
-        match file.tensors().get(i + 1) {
-            Some(next) => out.write_all(&file.bytes()[end..file.data_range(next).start])?,
-            None if new.is_empty() => out.write_all(&file.bytes()[end..])?,
-            None => out.pad(info.bytes, file.alignment())?,
+        if let Some(info) = head {
+            to.copy(data_end)?;
+            to.pad()?;
+            let from = &file.parts()[info.part];
+            to.shared += to.out.append(from.file(), from.bytes(), file.data_range(info))?;
+            to.pad()?;
+        } else {
+            to.copy(part.bytes().len())?;
         }
+        report.shared_bytes += to.shared;
     }
-    if file.tensors().is_empty() {
-        out.write_all(&file.bytes()[file.header_bytes().end..])?;
-    }
-    if let Some(info) = head {
-        out.write_all(file.tensor_data(info))?;
-        out.pad(info.bytes, file.alignment())?;
-    }
-    report.file_size = out.bytes;
-    output.commit()?;
     progress(Progress { tensor: None, edited: false, bytes_done, bytes_total });
 
     report.n_edited = report.tensors.iter().filter(|t| t.edited).count();
     report.n_untouched = file.tensors().len() - report.n_edited;
-    report.max_leak = report.tensors.iter().map(|t| t.leak).fold(0.0, f64::max);
-    Ok(report)
+    report.max_leak = report.tensors.iter().map(|t| t.figures.leak).fold(0.0, f64::max);
+    report.file_size = outputs.iter().map(OutputFile::position).sum();
+    report.files = outputs.iter().map(|out| out.path().to_path_buf()).collect();
+    let files = outputs.iter_mut().map(OutputFile::reread).collect::<Result<_, _>>()?;
+    Ok(Written { report, file: GgufFile::from_files(files)?, outputs })
 }
 
 fn embedding(file: &GgufFile) -> Result<&TensorInfo, RewriteError> {
@@ -95,52 +166,84 @@ fn embedding(file: &GgufFile) -> Result<&TensorInfo, RewriteError> {
     file.tensor(name).ok_or_else(|| RewriteError::OtherFile { tensor: name.into() })
 }
 
-/// Edits one tensor, slice by slice.
-fn edit(
-    file: &GgufFile,
-    info: &TensorInfo,
-    planned: &PlannedTensor,
-    basis: &Basis,
-    out: &mut dyn Write,
-) -> Result<TensorReport, RewriteError> {
-    let writer = &planned.writer;
-    let through;
-    let basis = match &writer.norm_after {
-        None => basis,
-        Some(norm) => {
-            through = through_norm(basis, &norm_weights(file, norm)?, writer.norm_centred);
-            &through
+/// One part on its way from input to output.
+struct Through<'a> {
+    part: &'a Part,
+    out: &'a mut OutputFile,
+    /// The first byte of the input that is not yet dealt with.
+    at: usize,
+    /// Bytes of the output that are the input's own on the disk.
+    shared: u64,
+}
+
+impl Through<'_> {
+    /// Copies the input up to `end`, as far as it is not dealt with.
+    fn copy(&mut self, end: usize) -> Result<(), RewriteError> {
+        if end > self.at {
+            self.shared += self.out.append(self.part.file(), self.part.bytes(), self.at..end)?;
+            self.part.release(self.at..end);
+            self.at = end;
         }
-    };
-    let data = file.tensor_data(info);
-    let (n, rows) = (info.ne[0] as usize, info.rows() as usize);
-    let rows_per_slice = if writer.axis == Axis::Output { info.ne[1] as usize } else { rows };
-    let mut sums = Sums::default();
-    if rows > 0 && n > 0 {
-        let slice_bytes = data.len() / rows * rows_per_slice;
-        for (slice, data) in data.chunks(slice_bytes).enumerate() {
-            let first_row = slice * rows_per_slice;
-            let matrix = Matrix { name: &info.name, ty: info.ty, data, n, rows: rows_per_slice, first_row };
-            sums.add(orthogonalize(matrix, basis, writer.axis, out)?);
-        }
+        Ok(())
     }
-    let edited = sums.before > 0.0;
-    let ratio = |a: f64, b: f64| if b > 0.0 { (a / b).sqrt() } else { 0.0 };
-    Ok(TensorReport {
-        name: info.name.clone(),
-        r#type: info.ty,
-        kind: writer.kind,
-        block: writer.block,
-        edited,
-        leak: ratio(sums.after, sums.before),
-        distance: ratio(sums.off, sums.edit),
-        share: ratio(sums.before, sums.weight),
-        bytes: info.bytes,
-    })
+
+    /// Zeros up to the alignment.
+    fn pad(&mut self) -> Result<(), RewriteError> {
+        let at = self.out.position();
+        let zeros = padded(at, self.part.alignment()).unwrap_or(at) - at;
+        Ok(self.out.write_all(&vec![0; zeros as usize])?)
+    }
+}
+
+/// Where the new bytes of the tensor at `to.at` go.
+struct Sink<'a, 'b> {
+    to: &'a mut Through<'b>,
+    given: u64,
+}
+
+impl Sink<'_, '_> {
+    /// Checks that all came, and passes over the tensor in the input.
+    fn finish(self, info: &TensorInfo, ty: GgmlType) -> Result<(), RewriteError> {
+        let Self { to, given } = self;
+        let tensor = NewTensor { name: info.name.clone(), ne: info.shape().to_vec(), ty };
+        let expected = tensor.bytes()?;
+        if given != expected {
+            return Err(GgufError::TensorBytes { name: tensor.name, given, expected }.into());
+        }
+        let end = to.at + info.bytes as usize;
+        to.part.release(to.at..end);
+        to.at = end;
+        if ty != info.ty {
+            to.pad()?;
+            let next = padded(end as u64, to.part.alignment()).unwrap_or(end as u64);
+            to.at = to.part.bytes().len().min(next as usize);
+        }
+        Ok(())
+    }
+}
+
+impl Write for Sink<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.to.out.write(bytes)?;
+        let before = self.given / RELEASE;
+        self.given += n as u64;
+        let now = self.given / RELEASE;
+        if now > before {
+            // An edit reads about as far as it writes, and what it still needs it can read again.
+            let range = (before * RELEASE) as usize..(now * RELEASE) as usize;
+            let end = self.to.part.bytes().len();
+            self.to.part.release((self.to.at + range.start).min(end)..(self.to.at + range.end).min(end));
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.out.flush()
+    }
 }
 
 /// The γ of a norm, every value finite.
-fn norm_weights(file: &GgufFile, norm: &str) -> Result<Vec<f32>, RewriteError> {
+pub(super) fn norm_weights(file: &GgufFile, norm: &str) -> Result<Vec<f32>, RewriteError> {
     let tensor = || norm.to_string();
     let info = file.tensor(norm).ok_or_else(|| RewriteError::OtherFile { tensor: tensor() })?;
     let mut gamma = vec![0.0; info.elements() as usize];
@@ -152,28 +255,142 @@ fn norm_weights(file: &GgufFile, norm: &str) -> Result<Vec<f32>, RewriteError> {
     }
 }
 
-/// Counts what passes.
-struct Counted<'a> {
-    out: &'a mut OutputFile,
-    bytes: u64,
-}
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
 
-impl Counted<'_> {
-    /// Zeros after data of this many bytes.
-    fn pad(&mut self, bytes: u64, alignment: u64) -> io::Result<()> {
-        let end = padded(bytes, alignment).unwrap_or(bytes);
-        self.write_all(&vec![0; (end - bytes) as usize])
-    }
-}
+    use super::*;
+    use crate::arch::{Writer, WriterKind};
+    use crate::rewrite::Tied;
 
-impl Write for Counted<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.out.write(bytes)?;
-        self.bytes += n as u64;
-        Ok(n)
+    fn ty(name: &str) -> GgmlType {
+        GgmlType::all().find(|ty| ty.name() == name).unwrap()
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+    /// Tensors of 3 rows of 32, the middle ones F32, and a few bytes behind that are nobody's.
+    fn input(path: &Path, alignment: u32) -> GgufFile {
+        let mut writer = crate::gguf::Writer::new().key("general.alignment", alignment);
+        let names = ["a", "b", "c", "d", "e"];
+        for name in names {
+            writer =
+                writer.tensor(name, &[32, 3], if "bcd".contains(name) { GgmlType::F32 } else { ty("q8_0") });
+        }
+        let mut stream = writer.start(Vec::new()).unwrap();
+        for i in 0..names.len() as u8 {
+            let bytes = if (1..4).contains(&i) { [i, 0, i, 0x40].repeat(96) } else { vec![i + 1; 102] };
+            stream.data(&bytes).unwrap();
+        }
+        let mut bytes = stream.finish().unwrap();
+        bytes.extend(b"nobody's");
+        std::fs::write(path, bytes).unwrap();
+        GgufFile::open(path).unwrap()
+    }
+
+    fn plan(file: &GgufFile, retype: &[(&str, GgmlType)]) -> Plan {
+        let planned = |&(name, out_type): &(&str, GgmlType)| {
+            let info = file.tensor(name).unwrap();
+            PlannedTensor {
+                writer: Writer {
+                    tensor: name.into(),
+                    block: None,
+                    kind: WriterKind::FfnDown,
+                    axis: Axis::Output,
+                    norm_after: None,
+                    norm_outer: None,
+                    norm_centred: false,
+                },
+                r#type: info.ty,
+                out_type,
+                ne: info.ne,
+                bytes: info.bytes,
+                strength: 1.0,
+                preserve_norm: false,
+            }
+        };
+        Plan {
+            architecture: "llama".into(),
+            rank: 1,
+            tensors: retype.iter().map(planned).collect(),
+            tied_embeddings: false,
+            tied: Tied::Edit,
+            partial: None,
+            n_tensors: file.tensors().len(),
+            basis: Basis::new(),
+        }
+    }
+
+    fn report(info: &TensorInfo) -> TensorReport {
+        TensorReport {
+            name: info.name.clone(),
+            r#type: info.ty,
+            kind: WriterKind::FfnDown,
+            block: None,
+            edited: true,
+            leak: 0.0,
+            distance: 0.0,
+            share: 0.0,
+            bytes: 0,
+        }
+    }
+
+    #[test]
+    fn tensors_of_another_type_move_those_behind_them() {
+        let dir = tempfile::tempdir().unwrap();
+        for alignment in [1, 8, 32, 4096] {
+            let file = input(&dir.path().join("in.gguf"), alignment);
+            for retype in [
+                &[("b", ty("q4_0"))][..],
+                &[("a", GgmlType::F32), ("d", ty("q5_1"))],
+                &[("e", GgmlType::F32)],
+                &[("c", GgmlType::F32)],
+            ] {
+                let plan = plan(&file, retype);
+                let out = OutputFile::create(&dir.path().join("out.gguf"), true, &[]).unwrap();
+                let mut fill = |_: &GgufFile,
+                                info: &TensorInfo,
+                                planned: &PlannedTensor,
+                                _: &Basis,
+                                out: &mut dyn Write| {
+                    let bytes = planned.out_type.row_size(32).unwrap() as usize * 3;
+                    // In pieces, as an edit comes.
+                    out.write_all(&[0x11; 10])?;
+                    out.write_all(&vec![0x11; bytes - 10])?;
+                    Ok(report(info))
+                };
+                let keys = [("ggsteer.edit".to_string(), Value::from("test"))];
+                let written = stream(&file, &plan, out, &keys, &mut |_| {}, &mut fill).unwrap();
+                assert_eq!(written.report().file_size, written.file().file_len());
+                for (old, new) in file.tensors().iter().zip(written.file().tensors()) {
+                    let (name, ty) = (&new.name, retype.iter().find(|(name, _)| *name == new.name));
+                    let data = written.file().tensor_data(new);
+                    assert_eq!((name, new.ty), (&old.name, ty.map_or(old.ty, |(_, ty)| *ty)));
+                    match ty {
+                        Some(_) => assert!(data.iter().all(|b| *b == 0x11), "{name}"),
+                        None => assert_eq!(data, file.tensor_data(old), "{name}"),
+                    }
+                }
+                assert!(written.file().bytes().ends_with(b"nobody's"));
+                crate::rewrite::verify_untouched(&file, written.file(), &plan).unwrap();
+                written.commit().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn an_edit_that_writes_too_little_or_too_much_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = input(&dir.path().join("in.gguf"), 32);
+        let plan = plan(&file, &[("b", GgmlType::F32)]);
+        for n in [383, 385] {
+            let out = OutputFile::create(&dir.path().join("out.gguf"), false, &[]).unwrap();
+            let mut fill =
+                |_: &GgufFile, info: &TensorInfo, _: &PlannedTensor, _: &Basis, out: &mut dyn Write| {
+                    out.write_all(&vec![0; n])?;
+                    Ok(report(info))
+                };
+            let error = stream(&file, &plan, out, &[], &mut |_| {}, &mut fill).unwrap_err();
+            assert_eq!(error.to_string(), format!("tensor \"b\": {n} bytes given, 384 expected"));
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -2,27 +2,44 @@
 //!
 //! [`Plan::new`] says which tensors of a file will change and refuses what cannot be done, before anything is written;
 //! [`execute`] streams the file through, one tensor at a time, into an [`OutputFile`](crate::output::OutputFile) and
-//! measures what it wrote; [`verify_untouched`] reads both files and proves that nothing else changed. With nothing to
-//! do the output is the input, byte for byte.
+//! measures what it wrote; [`verify_untouched`] reads both files and proves that nothing else changed; only then
+//! [`Written::commit`] gives the output its name. With nothing to do the output is the input, byte for byte.
 #![forbid(unsafe_code)]
 
 mod basis;
-mod edit;
+mod descent;
+mod editor;
 mod execute;
-#[allow(dead_code)]
+mod figures;
+mod grow;
+mod header;
 mod nearest;
 mod plan;
+mod record;
 mod report;
+mod round;
+mod rows;
+mod scope;
 mod verify;
 
-pub use execute::{Progress, execute};
+pub use execute::{Progress, Written, execute};
+pub use figures::{Figures, Meter, Part, Totals};
+pub use grow::{Grown, Growth, grow};
 pub use plan::{Options, Plan, PlannedTensor, Tied};
+pub use record::{Record, RecordedDirection};
+pub use descent::Settings;
 pub use report::{Report, TensorReport};
-pub use verify::{VerifyError, verify_untouched};
+pub use round::{How, Method, Rounding};
+pub use scope::{Blocks, Groups, Scope, ScopeError, Strength};
+pub use verify::{TensorCheck, Verification, VerifyError, verify, verify_untouched};
+
+pub(crate) use basis::{orthonormal, seen_by};
+pub(crate) use rows::Rows;
 
 use std::io;
 
 use crate::arch::ArchError;
+use crate::calibration::CalibrationError;
 use crate::gguf::GgufError;
 use crate::output::OutputError;
 use crate::quant::{CodecError, GgmlType};
@@ -100,6 +117,43 @@ pub enum RewriteError {
         /// The type.
         ty: GgmlType,
     },
+    /// Blocks, writers or strengths that the model does not have.
+    #[error(transparent)]
+    Scope(#[from] ScopeError),
+    /// Rows that are no whole number of blocks of the type they are to get.
+    #[error("tensor {tensor:?} cannot become {ty}: its rows of {n} are no multiple of {}", ty.block_size())]
+    Upcast {
+        /// The tensor.
+        tensor: String,
+        /// The type it was to get.
+        ty: GgmlType,
+        /// Elements of a row.
+        n: u64,
+    },
+    /// A source of higher precision that is not the same model's.
+    #[error("source: {what}: expected {expected}, found {found}")]
+    Source {
+        /// The architecture, or a tensor.
+        what: String,
+        /// What the model has.
+        expected: String,
+        /// What the source has.
+        found: String,
+    },
+    /// A quantized matrix that is to be rounded for its inputs, and no inputs.
+    #[error(
+        "tensor {tensor:?} is {ty}: to round it for the inputs it gets, they must be known; give prompts, a calibration or \
+         an importance matrix, or round without"
+    )]
+    Uncalibrated {
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        ty: GgmlType,
+    },
+    /// The inputs of a writer cannot be read.
+    #[error(transparent)]
+    Calibration(#[from] CalibrationError),
     /// The plan was made for another file.
     #[error("plan does not fit the file: tensor {tensor:?} differs")]
     OtherFile {

@@ -1,8 +1,14 @@
-//! Proof, from two files, that a rewrite changed what it planned and nothing else.
+//! Proof, from two files, that a rewrite changed what it planned and nothing else, and of how well it did.
 #![forbid(unsafe_code)]
 
-use super::Plan;
-use crate::gguf::GgufFile;
+use serde::Serialize;
+
+use super::figures::{Figures, Meter, Part, Totals};
+use super::{Plan, Record, RewriteError, Rows, Tied, orthonormal, seen_by};
+use crate::arch::{self, Axis, Writer, WriterKind};
+use crate::direction::Direction;
+use crate::gguf::{GgufFile, TensorInfo, Value, fingerprint};
+use crate::quant::GgmlType;
 
 /// What differs that should not.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -31,6 +37,220 @@ pub enum VerifyError {
         /// The key.
         key: String,
     },
+    /// Made from another file than the original.
+    #[error("made from a file of fingerprint {expected}, the original has {found}")]
+    Source {
+        /// What the file says.
+        expected: String,
+        /// The original's.
+        found: String,
+    },
+    /// Made with other directions.
+    #[error("made with direction {index} of SHA-256 {expected}, given is {found}")]
+    Direction {
+        /// The direction's place.
+        index: usize,
+        /// What the file says.
+        expected: String,
+        /// That of the direction given.
+        found: String,
+    },
+    /// The file says it edited what is no writer of the original.
+    #[error("tensor {name:?} is said to be edited, and is no writer of the original")]
+    NoWriter {
+        /// The tensor.
+        name: String,
+    },
+}
+
+/// What the rewriting of a file came to.
+#[derive(Debug, Serialize)]
+pub struct Verification {
+    /// Whether the file says how it was made; otherwise every writer counts as edited.
+    pub has_provenance: bool,
+    /// Every writer of the original: embeddings first, then block by block.
+    pub tensors: Vec<TensorCheck>,
+    /// Tensors that were compared byte for byte, writers that were not to be edited among them.
+    pub n_untouched: usize,
+    /// Whether the original embedding was added as `output.weight`.
+    pub untied: bool,
+    /// What is not as the file says, or changed and should not have; empty when all is well.
+    #[serde(serialize_with = "as_words")]
+    pub differences: Vec<VerifyError>,
+}
+
+fn as_words<S: serde::Serializer>(all: &[VerifyError], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(all.iter().map(ToString::to_string))
+}
+
+/// One writer, before and after.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorCheck {
+    /// The tensor.
+    pub name: String,
+    /// What it is.
+    pub kind: WriterKind,
+    /// Its block, 0-based.
+    pub block: Option<usize>,
+    /// How much of the edit it was to get: 1 all, 0 none.
+    pub strength: f64,
+    /// Its type before.
+    pub type_before: GgmlType,
+    /// Its type after.
+    pub type_after: GgmlType,
+    /// Its bytes after.
+    pub bytes: u64,
+    /// How many of them differ from before; all where the type does.
+    pub bytes_changed: u64,
+    /// What is left of the directions, and how near the exact edit it is.
+    #[serde(flatten)]
+    pub figures: Figures,
+}
+
+/// Gives the held-out inputs of a slice of a tensor, n × n_in, flat; none where there are none.
+pub type HeldOut<'a, E> = dyn FnMut(&str, usize) -> Result<Vec<f32>, E> + 'a;
+
+/// Compares a rewritten file with the original: the figures of every writer on what both decode to, and everything that
+/// is not as `out` says of itself ([`Record`]) or that changed and should not have.
+///
+/// `tied` says what was to be done about a tied embedding where the file does not. `held_out` gives inputs that were not
+/// used in the rewriting; `step` is called after each writer.
+///
+/// # Errors
+/// Files that cannot be compared at all: an original whose writers cannot be told, directions that do not fit it,
+/// weights that are not finite or of types that cannot be decoded; what `held_out` finds wrong. Differences are no
+/// errors, but part of the result.
+pub fn verify<E: From<RewriteError>>(
+    original: &GgufFile,
+    out: &GgufFile,
+    directions: &[Direction],
+    tied: Tied,
+    held_out: &mut HeldOut<'_, E>,
+    step: &mut dyn FnMut(),
+) -> Result<Verification, E> {
+    let writers = arch::writers(original).map_err(RewriteError::from)?;
+    let n_embd = original.arch().and_then(|arch| original.get_u64(&format!("{arch}.embedding_length")));
+    let n_embd = n_embd.map_err(RewriteError::from)? as usize;
+    let vectors: Vec<&[f32]> = directions.iter().map(|d| d.vector.as_slice()).collect();
+    let basis = orthonormal(&vectors, n_embd)?;
+
+    let record = Record::read(out);
+    let is_tied = arch::tied_embeddings(original);
+    let tied = record.as_ref().and_then(|r| r.tied).unwrap_or(tied);
+    let untied = is_tied && tied == Tied::Untie;
+    let strength = |writer: &Writer| match &record {
+        Some(record) if record.tensors.is_some() => record.strength(&writer.tensor),
+        _ if is_tied && tied == Tied::Skip && writer.kind == WriterKind::TokenEmbedding => 0.0,
+        _ => 1.0,
+    };
+    let edited = |name: &str| {
+        let writer = writers.iter().find(|w| w.tensor == name)?;
+        (strength(writer) != 0.0).then_some(Retyped::ToAny)
+    };
+
+    let mut differences = record.as_ref().map_or(Vec::new(), |r| unlike(r, original, directions, &writers));
+    let (n_untouched, found) = compare(original, out, &edited, untied);
+    differences.extend(found);
+
+    let mut tensors = Vec::new();
+    for writer in &writers {
+        let (Some(before), Some(after)) = (original.tensor(&writer.tensor), out.tensor(&writer.tensor))
+        else {
+            step();
+            continue;
+        };
+        // Of another shape: told above, and not to be measured.
+        if before.ne == after.ne {
+            let basis = seen_by(original, writer, &basis)?;
+            let strength = strength(writer);
+            let totals = measure((original, before), (out, after), &basis, writer.axis, strength, held_out)?;
+            tensors.push(TensorCheck {
+                name: writer.tensor.clone(),
+                kind: writer.kind,
+                block: writer.block,
+                strength,
+                type_before: before.ty,
+                type_after: after.ty,
+                bytes: after.bytes,
+                bytes_changed: changed(
+                    original.tensor_data(before),
+                    out.tensor_data(after),
+                    before.ty == after.ty,
+                ),
+                figures: totals.figures(),
+            });
+        }
+        step();
+    }
+    Ok(Verification { has_provenance: record.is_some(), tensors, n_untouched, untied, differences })
+}
+
+/// What the record says that does not hold for these files.
+fn unlike(
+    record: &Record,
+    original: &GgufFile,
+    directions: &[Direction],
+    writers: &[Writer],
+) -> Vec<VerifyError> {
+    let mut all = Vec::new();
+    let found = fingerprint(original);
+    if record.source != found {
+        all.push(VerifyError::Source { expected: record.source.clone(), found });
+    }
+    for index in 0..record.directions.len().max(directions.len()) {
+        let none = || "none".to_string();
+        let expected = record.directions.get(index).map_or_else(none, |d| d.sha256.clone());
+        let found = directions.get(index).map_or_else(none, Direction::sha256);
+        if expected != found {
+            all.push(VerifyError::Direction { index, expected, found });
+        }
+    }
+    for name in record.tensors.iter().flatten() {
+        if !writers.iter().any(|w| w.tensor == *name) {
+            all.push(VerifyError::NoWriter { name: name.clone() });
+        }
+    }
+    all
+}
+
+/// The sums over all slices of a tensor.
+fn measure<E: From<RewriteError>>(
+    (original, before): (&GgufFile, &TensorInfo),
+    (out, after): (&GgufFile, &TensorInfo),
+    basis: &[Vec<f64>],
+    axis: Axis,
+    strength: f64,
+    held_out: &mut HeldOut<'_, E>,
+) -> Result<Totals, E> {
+    let mut totals = Totals::default();
+    let slices = Rows::slices(original, before, axis);
+    for (slice, (w, written)) in slices.iter().zip(Rows::slices(out, after, axis)).enumerate() {
+        let (mut along, mut inputs) = (Vec::new(), Vec::new());
+        if axis == Axis::Output {
+            along = w.project(basis)?;
+            inputs = held_out(&before.name, slice)?;
+        }
+        let meter = Meter::new(basis, axis, w.n, strength, along, &inputs);
+        let mut sum: Option<Part> = None;
+        w.each(
+            |first, rows| Ok(meter.measure(first, &rows, &written.decode(first, rows.len() / w.n)?)),
+            |part| {
+                match &mut sum {
+                    None => sum = Some(part),
+                    Some(sum) => sum.add(&part),
+                }
+                Ok(())
+            },
+        )?;
+        if let Some(sum) = sum {
+            totals.add(&meter.totals(&sum));
+        }
+    }
+    Ok(totals)
+}
+
+fn changed(a: &[u8], b: &[u8], comparable: bool) -> u64 {
+    if comparable { a.iter().zip(b).filter(|(a, b)| a != b).count() as u64 } else { b.len() as u64 }
 }
 
 /// Checks that `out` has the tensors of `original` in the same order with the same shapes and types (and, where the
@@ -41,53 +261,78 @@ pub enum VerifyError {
 /// # Errors
 /// [`VerifyError`] with the first difference.
 pub fn verify_untouched(original: &GgufFile, out: &GgufFile, plan: &Plan) -> Result<usize, VerifyError> {
-    let is_ours = |key: &str| key.starts_with("ggsteer.");
-    let mut theirs = out.metadata().iter();
-    for (key, value) in original.metadata().iter().filter(|(key, _)| !is_ours(key)) {
-        // Compared as they stand in a file: NaN is equal to itself there.
-        let bytes = |v: &crate::gguf::Value| {
-            let mut bytes = Vec::new();
-            v.write(&mut bytes);
-            (v.value_type(), bytes)
-        };
-        if !theirs.by_ref().any(|(k, v)| k == key && bytes(v) == bytes(value)) {
-            return Err(VerifyError::Key { key: key.clone() });
+    let edited = |name: &str| {
+        let planned = plan.tensors.iter().find(|p| p.writer.tensor == name)?;
+        Some(Retyped::To(planned.out_type))
+    };
+    let (compared, differences) = compare(original, out, &edited, plan.unties());
+    differences.into_iter().next().map_or(Ok(compared), Err)
+}
+
+/// The type that an edited tensor may have.
+enum Retyped {
+    To(GgmlType),
+    ToAny,
+}
+
+/// The number of tensors compared, and everything that differs outside the `edited` ones. With `untied` the original
+/// embedding must stand as `output.weight` behind the tensors.
+fn compare(
+    original: &GgufFile,
+    out: &GgufFile,
+    edited: &dyn Fn(&str) -> Option<Retyped>,
+    untied: bool,
+) -> (usize, Vec<VerifyError>) {
+    let mut differences = Vec::new();
+    // Of a split model, the number of tensors follows from them, and they are compared below.
+    let may_differ = |key: &str| key.starts_with("ggsteer.") || key == "split.tensors.count";
+    let mut theirs = out.parts().iter().flat_map(|part| part.metadata());
+    let ours = original.parts().iter().flat_map(|part| part.metadata());
+    for (key, value) in ours.filter(|(key, _)| !may_differ(key)) {
+        let rest = theirs.clone();
+        if !theirs.by_ref().any(|(k, v)| k == key && stored(v) == stored(value)) {
+            differences.push(VerifyError::Key { key: key.clone() });
+            theirs = rest;
         }
     }
 
-    let embedding = if plan.unties() { original.tensor("token_embd.weight") } else { None };
+    let embedding = if untied { original.tensor("token_embd.weight") } else { None };
     let n = original.tensors().len();
-    let describe = |file: &GgufFile, index: usize| match file.tensors().get(index) {
-        Some(t) => format!("{} {:?} {}", t.name, t.shape(), t.ty),
-        None => "nothing".to_string(),
-    };
     let mut compared = 0;
-    for index in 0..n.max(out.tensors().len()) {
-        let mut expected = describe(original, index);
-        if let (true, Some(t)) = (index == n, embedding) {
-            expected = format!("output.weight {:?} {}", t.shape(), t.ty);
-        }
-        let found = describe(out, index);
-        if expected != found {
-            return Err(VerifyError::Tensors { index, expected, found });
-        }
-        let new = &out.tensors()[index];
-        let Some(old) = original.tensors().get(index).or(embedding) else {
-            continue;
+    for index in 0..out.tensors().len().max(n + usize::from(embedding.is_some())) {
+        // What stands here in the original; behind its tensors, the embedding under its new name.
+        let (old, name) = match original.tensors().get(index) {
+            Some(info) => (Some(info), info.name.as_str()),
+            None => (embedding.filter(|_| index == n), "output.weight"),
         };
-        if index < n && plan.tensors.iter().any(|p| p.writer.tensor == old.name) {
+        let new = out.tensors().get(index);
+        let edit = if index < n { edited(name) } else { None };
+        let any = matches!(edit, Some(Retyped::ToAny));
+        let describe = |t: &TensorInfo, name: &str, ty: GgmlType| {
+            let ty = if any { String::new() } else { format!(" {ty}") };
+            format!("{name} {:?}{ty}", t.shape())
+        };
+        let nothing = || "nothing".to_string();
+        let wanted = |t: &TensorInfo| if let Some(Retyped::To(ty)) = edit { ty } else { t.ty };
+        let expected = old.map_or_else(nothing, |t| describe(t, name, wanted(t)));
+        let found = new.map_or_else(nothing, |t| describe(t, &t.name, t.ty));
+        if expected != found {
+            differences.push(VerifyError::Tensors { index, expected, found });
             continue;
         }
-        let (a, b) = (original.tensor_data(old), out.tensor_data(new));
-        if a != b {
-            let at = a.iter().zip(b).position(|(x, y)| x != y).unwrap_or(a.len().min(b.len()));
-            return Err(VerifyError::Bytes { name: new.name.clone(), at });
+        let (Some(old), Some(new), None) = (old, new, edit) else { continue };
+        if let Some(at) = original.first_difference(old, (out, new)) {
+            differences.push(VerifyError::Bytes { name: new.name.clone(), at });
+            continue;
         }
         compared += 1;
     }
-    if embedding.is_some() && out.tensors().len() == n {
-        let expected = "output.weight".to_string();
-        return Err(VerifyError::Tensors { index: n, expected, found: "nothing".into() });
-    }
-    Ok(compared)
+    (compared, differences)
+}
+
+/// A value as it stands in a file: NaN is equal to itself there.
+fn stored(value: &Value) -> (crate::gguf::ValueType, Vec<u8>) {
+    let mut bytes = Vec::new();
+    value.write(&mut bytes);
+    (value.value_type(), bytes)
 }

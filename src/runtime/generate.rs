@@ -78,7 +78,7 @@ impl Session<'_> {
             let mut room = n_batch - slots.iter().flatten().count();
             for (seq, slot) in slots.iter_mut().enumerate().filter(|(_, slot)| slot.is_none()) {
                 let Some(job) = waiting.next_if(|&job| self.tail(&jobs[job]) <= room) else { break };
-                let length = self.enter(seq, &jobs[job])?;
+                let length = self.enter(seq, &jobs[job], None)?;
                 let pending = jobs[job].tokens[length..].to_vec();
                 room -= pending.len();
                 let sampler = options.sampler.for_sequence(job as u64);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use llama_cpp_sys_2 as sys;
 
+use super::rows::{self, RowsMut, text};
 use super::stream::{Place, Tracker, name};
 use crate::intervention::{Intervention, Positions, dot};
 
@@ -82,7 +83,19 @@ pub enum HookError {
         /// ‖x‖.
         norm: f64,
     },
-    /// A matrix whose input was to be captured, and that no MUL_MAT of the graph reads.
+    /// Expert numbers that are not what a MUL_MAT_ID has.
+    #[error("node {node}: expert {found} of {experts} for token {token}")]
+    Expert {
+        /// The node's name.
+        node: String,
+        /// Index of the token in the batch.
+        token: usize,
+        /// The number found.
+        found: i32,
+        /// Slices of the matrix.
+        experts: usize,
+    },
+    /// A matrix whose input was to be captured, and that no matrix product of the graph reads.
     #[error("the input of {name} was to be captured, but no matrix product of this model's graph reads it")]
     WriterNotSeen {
         /// The tensor's name.
@@ -108,6 +121,8 @@ pub enum Site<'a> {
     Block(usize),
     /// The input of the matrix of this name (`src[1]` of its MUL_MAT); `n_in` elements.
     WriterInput(&'a str),
+    /// The input of one expert, a slice of the matrix of this name (`src[1]` of its MUL_MAT_ID); `n_in` elements.
+    ExpertInput(&'a str, usize),
 }
 
 /// One captured row.
@@ -124,12 +139,13 @@ pub struct Captured<'a> {
 /// Receives rows during a decode, block by block.
 pub type Sink<'a> = dyn FnMut(Captured<'_>) + 'a;
 
-/// What to capture, at the batch's output tokens.
+/// What to capture.
 #[derive(Debug, Clone, Default)]
 pub struct CapturePlan {
-    /// The stream at every block output.
+    /// The stream at every block output, at the batch's output tokens.
     pub stream: bool,
-    /// The inputs of these matrices, by tensor name.
+    /// The inputs of these matrices, by tensor name, at every token that the graph computes them for: all of them,
+    /// but the output tokens alone where the last block has cut the rest.
     pub writer_inputs: HashSet<String>,
 }
 
@@ -140,7 +156,7 @@ pub(super) struct Row {
     pub intervention: Option<usize>,
     /// A token of the prompt, not a generated one.
     pub prompt: bool,
-    /// Its logits are wanted, so it is captured and survives the last block's cut.
+    /// Its logits are wanted, so its stream is captured and it survives the last block's cut.
     pub output: bool,
 }
 
@@ -161,6 +177,8 @@ pub(super) struct Hook {
     /// Set only while `llama_decode` runs inside [`Hook::during`].
     sink: Option<*mut Sink<'static>>,
     tracker: Tracker,
+    /// The first node intervened on, and its rows before.
+    first: Option<(*mut sys::ggml_tensor, Vec<f32>)>,
     pending: Option<Place>,
     seen: Vec<bool>,
     seen_writers: HashSet<String>,
@@ -183,6 +201,7 @@ impl Hook {
         self.batch = batch;
         self.plan = plan.cloned().unwrap_or_default();
         self.tracker.reset();
+        self.first = None;
         self.pending = None;
         self.seen = vec![false; self.n_block];
         self.seen_writers.clear();
@@ -232,6 +251,12 @@ impl Hook {
         // SAFETY: passed on from the caller.
         let place = unsafe { self.tracker.place(t) };
         self.pending = Some(place);
+        if place.begins_anew
+            // SAFETY: as above.
+            && let Err(error) = unsafe { self.restore(t) }
+        {
+            self.error.get_or_insert(error);
+        }
         if let Some(block) = place.block_output.filter(|&b| b < self.n_block) {
             if !place.on_stream && (self.intervenes() || self.plan.stream) {
                 // SAFETY: as above.
@@ -245,14 +270,38 @@ impl Hook {
         (place.writes && self.intervenes()) || unsafe { self.wanted_writer(t) }.is_some()
     }
 
+    /// Undoes what was done to the embedding when the stream turns out to begin at `t` only, behind a norm of the
+    /// embedding. That norm is asked about and not yet computed, as it is wanted by nobody before `t`.
+    ///
+    /// # Safety
+    /// As [`Hook::ask`], for a norm's product.
+    unsafe fn restore(&mut self, t: *const sys::ggml_tensor) -> Result<(), HookError> {
+        let Some((first, rows)) = self.first.take() else { return Ok(()) };
+        // SAFETY: the caller vouches for `t`; its source is a norm, which has a source.
+        let (node, normed) = unsafe { (&*t, (*(*t).src[0]).src[0]) };
+        if first != normed {
+            return Err(HookError::NotTheStream { block: 0, node: text(node) });
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        // SAFETY: computed, since it was intervened on, and still the input of a norm to come.
+        let mut data = unsafe { RowsMut::of(first, &mut buffer) }?;
+        data.rows().copy_from_slice(&rows);
+        data.write_back();
+        self.buffer = buffer;
+        Ok(())
+    }
+
     /// # Safety
     /// As [`Hook::ask`].
     unsafe fn wanted_writer(&self, t: *const sys::ggml_tensor) -> Option<String> {
         if self.plan.writer_inputs.is_empty() {
             return None;
         }
-        // SAFETY: passed on from the caller; a MUL_MAT has both sources.
-        let weight = unsafe { ((*t).op == sys::GGML_OP_MUL_MAT).then(|| &*(*t).src[0]) }?;
+        // SAFETY: passed on from the caller.
+        let op = unsafe { (*t).op };
+        let product = op == sys::GGML_OP_MUL_MAT || op == sys::GGML_OP_MUL_MAT_ID;
+        // SAFETY: a matrix product has all its sources.
+        let weight = product.then(|| unsafe { &*(*t).src[0] })?;
         let name = std::str::from_utf8(name(weight)).ok()?;
         self.plan.writer_inputs.get(name).cloned()
     }
@@ -262,12 +311,17 @@ impl Hook {
     /// # Safety
     /// `t` is live, computed and synchronised, and nothing else reads or writes it now.
     unsafe fn computed(&mut self, t: *mut sys::ggml_tensor) -> Result<(), HookError> {
-        let place =
-            self.pending.take().unwrap_or(Place { on_stream: false, writes: false, block_output: None });
+        let place = self.pending.take().unwrap_or_default();
         // SAFETY: passed on from the caller.
         if let Some(weight) = unsafe { self.wanted_writer(t) } {
-            // SAFETY: the input of a node just computed is still allocated and unchanged.
-            unsafe { self.capture((*t).src[1], Site::WriterInput(&weight)) }?;
+            // SAFETY: the inputs of a node just computed are still allocated and unchanged.
+            unsafe {
+                if (*t).op == sys::GGML_OP_MUL_MAT_ID {
+                    self.capture_experts(t, &weight)
+                } else {
+                    self.capture((*t).src[1], Site::WriterInput(&weight))
+                }
+            }?;
             self.seen_writers.insert(weight);
         }
         if self.intervenes() && (place.writes || place.block_output.is_some()) {
@@ -283,10 +337,13 @@ impl Hook {
         Ok(())
     }
 
-    /// Batch indices of the node's rows: all tokens, or the outputs alone once the last block has cut the rest.
     fn rows_of(&self, t: &sys::ggml_tensor) -> Result<RowIndex, HookError> {
+        self.index(t, t.ne[1] * t.ne[2] * t.ne[3])
+    }
+
+    /// Batch indices of a node's rows: all tokens, or the outputs alone once the last block has cut the rest.
+    fn index(&self, t: &sys::ggml_tensor, found: i64) -> Result<RowIndex, HookError> {
         let (tokens, outputs) = (self.batch.rows.len(), self.outputs.len());
-        let found = t.ne[1] * t.ne[2] * t.ne[3];
         match usize::try_from(found) {
             Ok(n) if n == tokens => Ok(RowIndex::All),
             Ok(n) if n == outputs => Ok(RowIndex::Outputs),
@@ -313,6 +370,8 @@ impl Hook {
         let mut buffer = std::mem::take(&mut self.buffer);
         // SAFETY: passed on from the caller; no other reference to the data exists.
         let mut data = unsafe { RowsMut::of(t, &mut buffer) }?;
+        // In case it lies before the beginning: see `restore`.
+        self.first.get_or_insert_with(|| (t, data.rows().to_vec()));
         // One thread: the work is a thousandth of the matrix products', and those keep their threads spinning.
         let result = (data.rows().chunks_exact_mut(n_embd).enumerate())
             .try_for_each(|(i, row)| self.intervene_row(self.token(&rows, i), row, output_of));
@@ -365,9 +424,44 @@ impl Hook {
         let mut data = unsafe { RowsMut::of(t, &mut buffer) }?;
         for (i, row) in data.rows().chunks_exact(width).enumerate() {
             let token = self.token(&rows, i);
-            if self.batch.rows[token].output {
+            if self.batch.rows[token].output || matches!(site, Site::WriterInput(_)) {
                 // SAFETY: `Session::decode` keeps the sink alive and untouched until llama_decode returns.
                 unsafe { (*sink)(Captured { site, token, row }) };
+            }
+        }
+        self.buffer = buffer;
+        Ok(())
+    }
+
+    /// The rows of a MUL_MAT_ID's input, each with the expert it goes to.
+    ///
+    /// # Safety
+    /// As [`Hook::computed`], for a MUL_MAT_ID.
+    unsafe fn capture_experts(&mut self, t: *mut sys::ggml_tensor, name: &str) -> Result<(), HookError> {
+        let Some(sink) = self.sink else { return Ok(()) };
+        // SAFETY: a MUL_MAT_ID has three sources, live like itself.
+        let (weight, input, ids) = unsafe { (&*(*t).src[0], &*(*t).src[1], &*(*t).src[2]) };
+        // ne: weight [n_in, n_out, n_expert], input [n_in, n_used or 1, n_tokens], ids [n_used, n_tokens].
+        let (n_in, n_slots, n_used) = (input.ne[0] as usize, input.ne[1] as usize, ids.ne[0] as usize);
+        let experts = weight.ne[2] as usize;
+        let rows = self.index(input, input.ne[2])?;
+        // SAFETY: passed on from the caller.
+        let chosen = unsafe { rows::ids(ids) }?;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        // SAFETY: passed on from the caller.
+        let mut data = unsafe { RowsMut::of(std::ptr::from_ref(input).cast_mut(), &mut buffer) }?;
+        for (i, (slots, ids)) in
+            data.rows().chunks_exact(n_in * n_slots).zip(chosen.chunks_exact(n_used)).enumerate()
+        {
+            let token = self.token(&rows, i);
+            for (used, &found) in ids.iter().enumerate() {
+                let expert = usize::try_from(found).ok().filter(|&expert| expert < experts);
+                let expert =
+                    expert.ok_or_else(|| HookError::Expert { node: text(input), token, found, experts })?;
+                // One row for all experts where they share their input.
+                let row = &slots[used % n_slots * n_in..][..n_in];
+                // SAFETY: `Session::decode` keeps the sink alive and untouched until llama_decode returns.
+                unsafe { (*sink)(Captured { site: Site::ExpertInput(name, expert), token, row }) };
             }
         }
         self.buffer = buffer;
@@ -378,56 +472,6 @@ impl Hook {
 enum RowIndex {
     All,
     Outputs,
-}
-
-/// The rows of an f32 tensor: its own memory where the host can reach it, a copy to write back where not.
-struct RowsMut<'a> {
-    t: *mut sys::ggml_tensor,
-    rows: &'a mut [f32],
-    copied: bool,
-}
-
-impl<'a> RowsMut<'a> {
-    /// # Safety
-    /// `t` is live, computed, synchronised, and not otherwise accessed while this lives.
-    unsafe fn of(t: *mut sys::ggml_tensor, buffer: &'a mut Vec<f32>) -> Result<Self, HookError> {
-        // SAFETY: the caller vouches for `t`.
-        let node = unsafe { &*t };
-        // SAFETY: `t` is live.
-        let plain = node.type_ == sys::GGML_TYPE_F32 && unsafe { sys::ggml_is_contiguous(t) };
-        if !plain || node.buffer.is_null() {
-            let found = format!("type {} with strides {:?}", node.type_, node.nb);
-            return Err(HookError::Layout { node: text(node), found });
-        }
-        let n = node.ne.iter().product::<i64>() as usize;
-        // SAFETY: the buffer is not null.
-        if unsafe { sys::ggml_backend_buffer_is_host(node.buffer) } {
-            // SAFETY: a contiguous f32 tensor in host memory has `n` elements at `data`, and nobody else uses them now.
-            let rows = unsafe { std::slice::from_raw_parts_mut(node.data.cast::<f32>(), n) };
-            return Ok(Self { t, rows, copied: false });
-        }
-        buffer.resize(n, 0.0);
-        // SAFETY: `buffer` holds the `n` floats that the tensor has.
-        unsafe { sys::ggml_backend_tensor_get(t, buffer.as_mut_ptr().cast(), 0, n * 4) };
-        Ok(Self { t, rows: &mut buffer[..n], copied: true })
-    }
-
-    fn rows(&mut self) -> &mut [f32] {
-        self.rows
-    }
-
-    fn write_back(&mut self) {
-        if self.copied {
-            // SAFETY: as many bytes as were read from the tensor in `of`.
-            unsafe {
-                sys::ggml_backend_tensor_set(self.t, self.rows.as_ptr().cast(), 0, size_of_val(self.rows));
-            }
-        }
-    }
-}
-
-fn text(t: &sys::ggml_tensor) -> String {
-    String::from_utf8_lossy(name(t)).into_owned()
 }
 
 /// The callback that llama.cpp calls; `user_data` is the session's [`Hook`].

@@ -3,12 +3,14 @@
 //!
 //! Files reach this room only through llama.cpp.
 
+mod adapter;
 mod generate;
 mod hook;
 mod log;
 mod model;
 mod params;
 mod quantize;
+mod rows;
 pub mod sampling;
 mod session;
 mod stream;
@@ -16,12 +18,13 @@ pub mod template;
 
 use std::path::PathBuf;
 
+pub use adapter::Stock;
 pub use generate::{Completion, Finish, GenerateOptions};
 pub use hook::{CapturePlan, Captured, HookError, Sink, Site};
 pub use llama_cpp_2::token::LlamaToken as Token;
 pub use log::set_verbose;
 pub use model::{Model, ModelOptions, Prompt, backend};
-pub use quantize::quantize;
+pub use quantize::{FileType, QuantizeOptions, quantize};
 pub use session::{Item, Job, JobSink, Outputs, Session, SessionOptions};
 
 /// What can go wrong between the prompt and the logits.
@@ -77,6 +80,14 @@ pub enum Error {
     /// Logits of NaN alone: broken weights, or an addition far too large.
     #[error("the model's logits are not numbers; its weights are broken or the addition is too large")]
     NoNumber,
+    /// An adapter or control vector that cannot be used.
+    #[error("{}: cannot be applied: {why}", path.display())]
+    Adapter {
+        /// The adapter's file.
+        path: PathBuf,
+        /// llama.cpp's words, or ours.
+        why: String,
+    },
     /// llama.cpp's quantizer refused.
     #[error("{}: llama.cpp cannot quantize it: {why}", path.display())]
     Quantize {
@@ -84,6 +95,14 @@ pub enum Error {
         path: PathBuf,
         /// llama.cpp's words, or ours.
         why: String,
+    },
+    /// A name that is no file type of llama.cpp's.
+    #[error("unknown type {name}: {hint}")]
+    FileType {
+        /// The name given.
+        name: String,
+        /// Names that come near, or all.
+        hint: String,
     },
     /// The hook found something wrong.
     #[error("hook: {0}")]

@@ -39,7 +39,7 @@ impl Default for SessionOptions {
     }
 }
 
-/// Which tokens of an item give logits, and are captured.
+/// Which tokens of an item give logits, and have their stream captured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outputs {
     /// None.
@@ -72,7 +72,7 @@ pub struct Item<'a> {
 pub struct Job<'a> {
     /// The templated prompt.
     pub tokens: &'a [LlamaToken],
-    /// How many tokens at its end are outputs (captured), at least 1.
+    /// How many tokens at its end are outputs (see [`CapturePlan`]), at least 1.
     pub n_out: usize,
     /// What is done to its stream.
     pub intervention: Option<Arc<Intervention>>,
@@ -80,6 +80,9 @@ pub struct Job<'a> {
 
 /// Receives a captured row: index of the job, position (−1 is its last token), where, and the activations.
 pub type JobSink<'a> = dyn FnMut(usize, i32, Site<'_>, &[f32]) + 'a;
+
+/// The same for one job whose index is known.
+type HeadSink<'a> = dyn FnMut(i32, super::Captured<'_>) + 'a;
 
 /// A llama.cpp context whose graph is hooked.
 pub struct Session<'m> {
@@ -178,7 +181,7 @@ impl<'m> Session<'m> {
     }
 
     /// Decodes one batch. The `i`-th token of the batch counts through the items in order, as for [`Session::logits`]
-    /// and [`super::Captured::token`]. Rows are captured at output tokens only.
+    /// and [`super::Captured::token`].
     ///
     /// # Errors
     /// A batch over [`SessionOptions::n_batch`], a failed decode, anything the hook found wrong.
@@ -245,7 +248,7 @@ impl<'m> Session<'m> {
     }
 
     /// Computes every job once, many to a batch, each in a fresh sequence, and hands out the logits after its last
-    /// token; with `capture` also the activations at its outputs.
+    /// token; with `capture` also the activations, see [`CapturePlan`].
     ///
     /// # Errors
     /// A job longer than the context, or as [`Session::decode`].
@@ -269,7 +272,16 @@ impl<'m> Session<'m> {
                 if items.len() == self.options.n_seq || (full && !items.is_empty()) {
                     break;
                 }
-                let start = self.enter(items.len(), job)?;
+                let index = next + items.len();
+                let start = match &mut capture {
+                    None => self.enter(items.len(), job, None)?,
+                    Some((plan, sink)) => {
+                        let mut by_job = |position: i32, row: super::Captured<'_>| {
+                            sink(index, position, row.site, row.row);
+                        };
+                        self.enter(items.len(), job, Some((plan, &mut by_job)))?
+                    }
+                };
                 items.push(Item {
                     seq: items.len(),
                     start,
@@ -304,25 +316,36 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
-    /// Tokens of a job that its last decode takes: all, or the outputs alone where the prompt outgrows a batch.
+    /// Tokens of a job that its last decode takes: all, or as many of the outputs as fit where the prompt outgrows a
+    /// batch.
     pub(super) fn tail(&self, job: &Job<'_>) -> usize {
-        if job.tokens.len() <= self.options.n_batch { job.tokens.len() } else { job.n_out.max(1) }
+        let n_batch = self.options.n_batch;
+        if job.tokens.len() <= n_batch { job.tokens.len() } else { job.n_out.clamp(1, n_batch) }
     }
 
     /// Decodes what stands before the job's tail, in batches of its own; returns where the tail starts.
-    pub(super) fn enter(&mut self, seq: usize, job: &Job<'_>) -> Result<usize, Error> {
-        let tail = self.tail(job);
-        if tail > self.options.n_batch {
-            return Err(Error::TooLong { what: "outputs".into(), found: tail, room: self.options.n_batch });
-        }
-        let head = job.tokens.len() - tail;
+    pub(super) fn enter(
+        &mut self,
+        seq: usize,
+        job: &Job<'_>,
+        mut capture: Option<(&CapturePlan, &mut HeadSink<'_>)>,
+    ) -> Result<usize, Error> {
+        let n_tokens = job.tokens.len();
+        let head = n_tokens - self.tail(job);
         for start in (0..head).step_by(self.options.n_batch) {
-            let tokens = &job.tokens[start..head.min(start + self.options.n_batch)];
+            let end = head.min(start + self.options.n_batch);
+            let tokens = &job.tokens[start..end];
+            let outputs = Outputs::Last((end + job.n_out).saturating_sub(n_tokens));
             let intervention = job.intervention.clone();
-            self.decode(
-                &[Item { seq, start, tokens, prompt: true, outputs: Outputs::None, intervention }],
-                None,
-            )?;
+            let item = Item { seq, start, tokens, prompt: true, outputs, intervention };
+            match &mut capture {
+                None => self.decode(&[item], None)?,
+                Some((plan, sink)) => {
+                    let first = start as i32 - n_tokens as i32;
+                    let mut at = |row: super::Captured<'_>| sink(first + row.token as i32, row);
+                    self.decode(&[item], Some((plan, &mut at)))?;
+                }
+            }
         }
         Ok(head)
     }

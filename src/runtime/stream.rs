@@ -3,7 +3,8 @@
 //! Chosen: follow the data. The stream begins where rows are read from `token_embd.weight` and goes on through every
 //! addition that has it as an operand; what passes through a matrix product or a norm has left it. So an addition on
 //! the stream *is* a write, whatever the architecture calls it, and a block output that additions alone do not reach
-//! is an error instead of a silent miss.
+//! is an error instead of a silent miss. Where the embedding has a norm of its own (`token_embd_norm.weight`), the
+//! stream begins behind that: what was taken for it before only led there.
 //! Rejected: a table of node names per architecture (`ffn_inp-{il}`, …). Names differ and change between versions,
 //! and a missing name would leave a write un-ablated without a word.
 
@@ -13,12 +14,14 @@ use std::ffi::CStr;
 use llama_cpp_sys_2 as sys;
 
 /// What a node is to the residual stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Place {
     /// The node's data is the stream, all of it.
     pub on_stream: bool,
     /// Something was added to the stream here (or the stream began here).
     pub writes: bool,
+    /// The stream begins here and nowhere before: what stood for it until now is not the stream.
+    pub begins_anew: bool,
     /// The node is `l_out-{il}`, the output of this 0-based block.
     pub block_output: Option<usize>,
 }
@@ -27,11 +30,14 @@ pub(super) struct Place {
 #[derive(Debug, Default)]
 pub(super) struct Tracker {
     stream: HashSet<*const sys::ggml_tensor>,
+    /// Something was added to the stream since it began.
+    added: bool,
 }
 
 impl Tracker {
     pub(super) fn reset(&mut self) {
         self.stream.clear();
+        self.added = false;
     }
 
     /// Whether the stream has begun: a row of the token embedding was read.
@@ -51,8 +57,23 @@ impl Tracker {
             |s: Option<&sys::ggml_tensor>| s.is_some_and(|s| self.stream.contains(&std::ptr::from_ref(s)));
         let (from_a, from_b) = (has(a), has(b));
         let same_width = a.is_some_and(|a| a.ne[0] == node.ne[0]);
+        // In some files the norm at the end has that name as well.
+        let begins_anew = !self.added
+            && node.op == sys::GGML_OP_MUL
+            && b.is_some_and(|b| name(b) == b"token_embd_norm.weight")
+            && a.is_some_and(|a| {
+                let is_norm = matches!(a.op, sys::GGML_OP_NORM | sys::GGML_OP_RMS_NORM);
+                // SAFETY: the sources of a source are live as well.
+                is_norm && has(unsafe { a.src[0].as_ref() })
+            });
+        if begins_anew {
+            self.stream.clear();
+        }
 
         let (on_stream, writes) = match node.op {
+            // In the graph for batches of another kind, and not computed for this one.
+            _ if node.flags & sys::GGML_TENSOR_FLAG_COMPUTE as i32 == 0 => (false, false),
+            _ if begins_anew => (true, true),
             sys::GGML_OP_GET_ROWS if a.is_some_and(|a| name(a) == b"token_embd.weight") => (true, true),
             sys::GGML_OP_ADD => (from_a || from_b, from_a || from_b),
             // Rows picked, scaled by a number or laid out anew: still the stream, nothing new in it.
@@ -70,8 +91,9 @@ impl Tracker {
         if on_stream {
             self.stream.insert(t);
         }
+        self.added |= writes && node.op == sys::GGML_OP_ADD;
         let block_output = block.filter(|_| name(node).starts_with(b"l_out-"));
-        Place { on_stream, writes, block_output }
+        Place { on_stream, writes, begins_anew, block_output }
     }
 }
 

@@ -29,12 +29,18 @@ pub struct Trace {
     pub attn_output_in: Vec<Rows>,
     /// What `ffn_down.weight` of block il is multiplied with: n_layer × n_tokens × n_ff.
     pub ffn_down_in: Vec<Rows>,
+    /// What the slices of `ffn_down_exps.weight` of block il are multiplied with: n_layer × n_tokens × n_expert_used ×
+    /// n_ff. Empty without experts, as `ffn_down_in` is with them.
+    pub ffn_down_exps_in: Vec<ByExpert>,
     /// n_tokens × n_vocab.
     pub logits: Rows,
 }
 
 /// One vector a token.
 pub type Rows = Vec<Vec<f32>>;
+
+/// For each token the experts it goes through, each with what it is given.
+pub type ByExpert = Vec<Vec<(usize, Vec<f32>)>>;
 
 /// Runs `model` over `tokens` at positions 0, 1, …, causally.
 pub fn forward(model: &Model, tokens: &[i32], edit: Edit) -> Trace {
@@ -45,6 +51,7 @@ pub fn forward(model: &Model, tokens: &[i32], edit: Edit) -> Trace {
         l_out: Vec::new(),
         attn_output_in: Vec::new(),
         ffn_down_in: Vec::new(),
+        ffn_down_exps_in: Vec::new(),
         logits: Vec::new(),
     };
     ablate(&mut trace.embedding, edit);
@@ -57,15 +64,22 @@ pub fn forward(model: &Model, tokens: &[i32], edit: Edit) -> Trace {
         trace.attn_output_in.push(heads);
         trace.ffn_inp.push(stream.clone());
 
-        let hidden = ffn_hidden(model, il, &normed(model, &format!("blk.{il}.ffn_norm"), &stream));
-        write_stream(&mut stream, &linear(model, &format!("blk.{il}.ffn_down"), &hidden));
+        let ffn_in = normed(model, &format!("blk.{il}.ffn_norm"), &stream);
+        if spec.experts.0 > 0 {
+            let (hidden, written) = experts(model, il, &ffn_in);
+            write_stream(&mut stream, &written);
+            trace.ffn_down_exps_in.push(hidden);
+        } else {
+            let hidden = ffn_hidden(model, il, &ffn_in);
+            write_stream(&mut stream, &linear(model, &format!("blk.{il}.ffn_down"), &hidden));
+            trace.ffn_down_in.push(hidden);
+        }
         ablate(&mut stream, edit);
         if let Some((_, v, c)) = edit.add.filter(|add| add.0 == il) {
             for x in &mut stream {
                 x.iter_mut().zip(v).for_each(|(x, v)| *x += c * v);
             }
         }
-        trace.ffn_down_in.push(hidden);
         trace.l_out.push(stream.clone());
     }
 
@@ -204,6 +218,32 @@ fn ffn_hidden(model: &Model, il: usize, rows: &Rows) -> Rows {
     let gate = linear(model, &format!("blk.{il}.ffn_gate"), rows);
     hidden.iter_mut().flatten().zip(gate.iter().flatten()).for_each(|(x, &g)| *x *= g / (1.0 + (-g).exp()));
     hidden
+}
+
+/// Of the experts, the ones with the largest logits, weighted by the softmax over those: what each is given, and the sum.
+fn experts(model: &Model, il: usize, rows: &Rows) -> (ByExpert, Rows) {
+    let (n_expert, n_used) = model.spec.experts;
+    let times = |name: &str, expert: usize, x: &[f32]| -> Vec<f32> {
+        let slice = model.slice(&format!("blk.{il}.{name}_exps.weight"), expert);
+        slice.chunks_exact(x.len()).map(|w| dot(w, x)).collect()
+    };
+    let one = |(x, logits): (&Vec<f32>, &Vec<f32>)| {
+        let mut chosen: Vec<usize> = (0..n_expert).collect();
+        chosen.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+        chosen.truncate(n_used);
+        let weight = |e: usize| f64::from(logits[e] - logits[chosen[0]]).exp();
+        let total: f64 = chosen.iter().map(|&e| weight(e)).sum();
+        let mut sum = vec![0.0; x.len()];
+        let hidden = chosen.iter().map(|&e| {
+            let (gate, up) = (times("ffn_gate", e, x), times("ffn_up", e, x));
+            let hidden: Vec<f32> = gate.iter().zip(up).map(|(g, u)| u * g / (1.0 + (-g).exp())).collect();
+            let share = (weight(e) / total) as f32;
+            sum.iter_mut().zip(times("ffn_down", e, &hidden)).for_each(|(s, y)| *s += share * y);
+            (e, hidden)
+        });
+        (hidden.collect(), sum)
+    };
+    rows.iter().zip(&linear(model, &format!("blk.{il}.ffn_gate_inp"), rows)).map(one).unzip()
 }
 
 /// GELU as ggml's CPU backend computes it: the tanh approximation, looked up in a table over f16. Argument and result

@@ -7,6 +7,8 @@
 #![allow(dead_code)]
 #![forbid(unsafe_code)]
 
+pub mod architectures;
 pub mod forward;
+pub mod split;
 pub mod tiny;
 pub mod writer;

@@ -74,6 +74,8 @@ pub struct Spec {
     /// Key and value heads; equals `n_head` for gpt2.
     pub n_head_kv: usize,
     pub n_ff: usize,
+    /// Experts in each block's FFN, and how many of them a token goes through; (0, 0) for a dense FFN. llama only.
+    pub experts: (usize, usize),
     pub n_layer: usize,
     /// At least [`N_VOCAB`]; tokens beyond those are never used.
     pub n_vocab: usize,
@@ -96,6 +98,7 @@ impl Spec {
             n_head: 4,
             n_head_kv: if arch == Arch::Gpt2 { 4 } else { 2 },
             n_ff: 128,
+            experts: (0, 0),
             n_layer: 3,
             n_vocab: N_VOCAB,
             n_ctx: 128,
@@ -116,7 +119,8 @@ impl Spec {
         self.n_embd_head() * self.n_head_kv
     }
 
-    fn metadata(&self) -> Vec<(String, Value)> {
+    /// The keys and values of its file.
+    pub fn metadata(&self) -> Vec<(String, Value)> {
         let u32 = |v: usize| Value::U32(v as u32);
         let a = self.arch.name();
         let mut kv = vec![
@@ -135,6 +139,10 @@ impl Spec {
             kv.push((format!("{a}.attention.layer_norm_rms_epsilon"), Value::F32(NORM_EPS)));
             kv.push((format!("{a}.rope.freq_base"), Value::F32(ROPE_BASE)));
             kv.push((format!("{a}.rope.dimension_count"), u32(self.n_embd_head())));
+        }
+        if self.experts.0 > 0 {
+            kv.push((format!("{a}.expert_count"), u32(self.experts.0)));
+            kv.push((format!("{a}.expert_used_count"), u32(self.experts.1)));
         }
         kv.extend(tokenizer(self.n_vocab));
         if let Some(template) = &self.chat_template {
@@ -190,6 +198,20 @@ impl Spec {
                     bias("ffn_down.bias", d),
                 ],
             };
+            if self.experts.0 > 0 {
+                block.retain(|(name, ..)| {
+                    !["ffn_gate", "ffn_up", "ffn_down"].iter().any(|f| name.starts_with(f))
+                });
+                let slices = |name: &str, n_in: usize, n_out: usize, role: Role| {
+                    (name.to_owned(), vec![n_in, n_out, self.experts.0], role)
+                };
+                block.extend([
+                    matrix("ffn_gate_inp.weight", d, self.experts.0),
+                    slices("ffn_gate_exps.weight", d, f, Role::Matrix),
+                    slices("ffn_up_exps.weight", d, f, Role::Matrix),
+                    slices("ffn_down_exps.weight", f, d, Role::Writer { n_writes }),
+                ]);
+            }
             if self.arch == Arch::Qwen2 {
                 block.extend([bias("attn_q.bias", d), bias("attn_k.bias", kv), bias("attn_v.bias", kv)]);
             }
@@ -265,6 +287,13 @@ impl Model {
     /// The data of a tensor that the architecture always has.
     pub fn get(&self, name: &str) -> &[f32] {
         self.find(name).unwrap_or_else(|| panic!("the model has no tensor {name}"))
+    }
+
+    /// The data of one slice of a tensor of experts.
+    pub fn slice(&self, name: &str, expert: usize) -> &[f32] {
+        let data = self.get(name);
+        let n = data.len() / self.spec.experts.0;
+        &data[expert * n..][..n]
     }
 
     /// Writes the model in F32.
@@ -416,7 +445,7 @@ fn big_mixed(path: &Path, spec: &Spec, ty: impl Fn(&str) -> Type) -> io::Result<
 }
 
 /// The tokenizer's metadata: GPT-2's byte-level BPE with 256 bytes, [`MERGES`] and [`SPECIAL`].
-fn tokenizer(n_vocab: usize) -> Vec<(String, Value)> {
+pub fn tokenizer(n_vocab: usize) -> Vec<(String, Value)> {
     let mut tokens: Vec<String> = (0..=255).map(|b| byte_char(b).to_string()).collect();
     tokens.extend(MERGES.iter().map(|(a, b)| format!("{a}{b}")));
     tokens.extend(SPECIAL.map(str::to_owned));

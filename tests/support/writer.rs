@@ -9,6 +9,8 @@ const ALIGNMENT: u64 = 32;
 /// A metadata value.
 #[derive(Clone, Debug)]
 pub enum Value {
+    U16(u16),
+    I32(i32),
     U32(u32),
     F32(f32),
     Bool(bool),
@@ -110,6 +112,8 @@ fn put_value(out: &mut Vec<u8>, value: &Value) {
         out.extend(bytes);
     };
     match value {
+        Value::U16(v) => tagged(2, &v.to_le_bytes()),
+        Value::I32(v) => tagged(5, &v.to_le_bytes()),
         Value::U32(v) => tagged(4, &v.to_le_bytes()),
         Value::F32(v) => tagged(6, &v.to_le_bytes()),
         Value::Bool(v) => tagged(7, &[u8::from(*v)]),

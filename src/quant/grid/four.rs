@@ -16,6 +16,7 @@ pub(super) struct Iq4Nl;
 
 impl Layout<32, 18, 1> for Iq4Nl {
     const LEVELS: &'static [f32] = &NL;
+    const SHARED: &'static [usize] = &[0];
 
     #[inline]
     fn scales(bytes: &[u8; 18], scales: &mut [f32; 1], offsets: &mut [f32; 1]) {
@@ -42,6 +43,7 @@ pub(super) struct Iq4Xs;
 
 impl Layout<256, 136, 8> for Iq4Xs {
     const LEVELS: &'static [f32] = &NL;
+    const SHARED: &'static [usize] = &[0];
 
     #[inline]
     fn scales(bytes: &[u8; 136], scales: &mut [f32; 8], offsets: &mut [f32; 8]) {
@@ -86,6 +88,7 @@ pub(super) struct MxFp4;
 
 impl Layout<32, 17, 1> for MxFp4 {
     const LEVELS: &'static [f32] = &FP4;
+    const SHARED: &'static [usize] = &[];
 
     #[inline]
     fn scales(bytes: &[u8; 17], scales: &mut [f32; 1], offsets: &mut [f32; 1]) {
@@ -114,6 +117,7 @@ pub(super) struct NvFp4;
 
 impl Layout<64, 36, 4> for NvFp4 {
     const LEVELS: &'static [f32] = &FP4;
+    const SHARED: &'static [usize] = &[];
 
     #[inline]
     fn scales(bytes: &[u8; 36], scales: &mut [f32; 4], offsets: &mut [f32; 4]) {

@@ -32,6 +32,7 @@ pub struct Grid {
     unpack: fn(&[u8], &mut [u8]),
     pack: fn(&[u8], &mut [u8]),
     rescale: fn(&mut [u8], usize, f32, f32) -> (f32, f32),
+    halves: &'static [usize],
 }
 
 impl Grid {
@@ -214,6 +215,27 @@ impl Grid {
         (self.rescale)(&mut block_bytes[start..start + self.bytes], group % a_block, scale, offset)
     }
 
+    /// Half-precision fields that a whole block shares: its scale, then its offset where it has one; none where the
+    /// scales are powers of two or bytes.
+    #[must_use]
+    pub fn n_shared(&self) -> usize {
+        self.halves.len()
+    }
+
+    /// Multiplies a shared field of one block (0: every scale of it, 1: every offset) by `factor`, to the nearest
+    /// half-precision number. Returns the factor that came of it: 1 where nothing changed, as with a field of 0.
+    ///
+    /// # Panics
+    /// If `block_bytes` are not one block, or `field` is not below [`n_shared`](Self::n_shared).
+    pub fn stretch(&self, block_bytes: &mut [u8], field: usize, factor: f32) -> f32 {
+        assert_eq!(self.blocks(block_bytes), 1, "one block");
+        let at = self.halves[field];
+        let before = fields::half(block_bytes, at);
+        fields::put_half(block_bytes, at, before * factor);
+        let after = fields::half(block_bytes, at);
+        if before == 0.0 || !before.is_finite() { 1.0 } else { after / before }
+    }
+
     fn blocks(&self, bytes: &[u8]) -> usize {
         assert!(bytes.len().is_multiple_of(self.bytes), "whole blocks of {} bytes", self.bytes);
         bytes.len() / self.bytes
@@ -224,6 +246,8 @@ impl Grid {
 trait Layout<const N: usize, const B: usize, const G: usize> {
     /// Ascending.
     const LEVELS: &'static [f32];
+    /// Where the half-precision scale and offset of the whole block lie.
+    const SHARED: &'static [usize];
     fn scales(bytes: &[u8; B], scales: &mut [f32; G], offsets: &mut [f32; G]);
     fn unpack(bytes: &[u8; B], codes: &mut [u8; N]);
     fn pack(codes: &[u8; N], bytes: &mut [u8; B]);
@@ -244,6 +268,7 @@ const fn grid<L: Layout<N, B, G>, const N: usize, const B: usize, const G: usize
         unpack: unpack::<L, N, B, G>,
         pack: pack::<L, N, B, G>,
         rescale: rescale::<L, N, B, G>,
+        halves: L::SHARED,
     }
 }
 

@@ -9,6 +9,7 @@ pub(super) struct Q1_0;
 
 impl Layout<128, 18, 1> for Q1_0 {
     const LEVELS: &'static [f32] = &[-1.0, 1.0];
+    const SHARED: &'static [usize] = &[0];
 
     #[inline]
     fn scales(bytes: &[u8; 18], scales: &mut [f32; 1], offsets: &mut [f32; 1]) {
@@ -36,6 +37,7 @@ pub(super) struct Q2_0;
 
 impl Layout<64, 18, 1> for Q2_0 {
     const LEVELS: &'static [f32] = &ramp::<4>(-1);
+    const SHARED: &'static [usize] = &[0];
 
     #[inline]
     fn scales(bytes: &[u8; 18], scales: &mut [f32; 1], offsets: &mut [f32; 1]) {
@@ -70,6 +72,7 @@ pub(super) struct Q4_0;
 
 impl Layout<32, 18, 1> for Q4_0 {
     const LEVELS: &'static [f32] = &ramp::<16>(-8);
+    const SHARED: &'static [usize] = &[0];
 
     #[inline]
     fn scales(bytes: &[u8; 18], scales: &mut [f32; 1], offsets: &mut [f32; 1]) {
@@ -96,6 +99,7 @@ pub(super) struct Q4_1;
 
 impl Layout<32, 20, 1> for Q4_1 {
     const LEVELS: &'static [f32] = &ramp::<16>(0);
+    const SHARED: &'static [usize] = &[0, 2];
 
     #[inline]
     fn scales(bytes: &[u8; 20], scales: &mut [f32; 1], offsets: &mut [f32; 1]) {
@@ -123,6 +127,7 @@ pub(super) struct Q5_0;
 
 impl Layout<32, 22, 1> for Q5_0 {
     const LEVELS: &'static [f32] = &ramp::<32>(-16);
+    const SHARED: &'static [usize] = &[0];
 
     #[inline]
     fn scales(bytes: &[u8; 22], scales: &mut [f32; 1], offsets: &mut [f32; 1]) {
@@ -151,6 +156,7 @@ pub(super) struct Q5_1;
 
 impl Layout<32, 24, 1> for Q5_1 {
     const LEVELS: &'static [f32] = &ramp::<32>(0);
+    const SHARED: &'static [usize] = &[0, 2];
 
     #[inline]
     fn scales(bytes: &[u8; 24], scales: &mut [f32; 1], offsets: &mut [f32; 1]) {
@@ -180,6 +186,7 @@ pub(super) struct Q8_0;
 
 impl Layout<32, 34, 1> for Q8_0 {
     const LEVELS: &'static [f32] = &ramp::<256>(-128);
+    const SHARED: &'static [usize] = &[0];
 
     #[inline]
     fn scales(bytes: &[u8; 34], scales: &mut [f32; 1], offsets: &mut [f32; 1]) {

@@ -9,6 +9,7 @@ pub(super) struct Q2K;
 
 impl Layout<256, 84, 16> for Q2K {
     const LEVELS: &'static [f32] = &ramp::<4>(0);
+    const SHARED: &'static [usize] = &[80, 82];
 
     #[inline]
     fn scales(bytes: &[u8; 84], scales: &mut [f32; 16], offsets: &mut [f32; 16]) {
@@ -48,6 +49,7 @@ pub(super) struct Q3K;
 
 impl Layout<256, 110, 16> for Q3K {
     const LEVELS: &'static [f32] = &ramp::<8>(-4);
+    const SHARED: &'static [usize] = &[108];
 
     #[inline]
     fn scales(bytes: &[u8; 110], scales: &mut [f32; 16], offsets: &mut [f32; 16]) {
@@ -104,6 +106,7 @@ pub(super) struct Q4K;
 
 impl Layout<256, 144, 8> for Q4K {
     const LEVELS: &'static [f32] = &ramp::<16>(0);
+    const SHARED: &'static [usize] = &[0, 2];
 
     #[inline]
     fn scales(bytes: &[u8; 144], scales: &mut [f32; 8], offsets: &mut [f32; 8]) {
@@ -134,6 +137,7 @@ pub(super) struct Q5K;
 
 impl Layout<256, 176, 8> for Q5K {
     const LEVELS: &'static [f32] = &ramp::<32>(0);
+    const SHARED: &'static [usize] = &[0, 2];
 
     #[inline]
     fn scales(bytes: &[u8; 176], scales: &mut [f32; 8], offsets: &mut [f32; 8]) {
@@ -176,6 +180,7 @@ pub(super) struct Q6K;
 
 impl Layout<256, 210, 16> for Q6K {
     const LEVELS: &'static [f32] = &ramp::<64>(-32);
+    const SHARED: &'static [usize] = &[208];
 
     #[inline]
     fn scales(bytes: &[u8; 210], scales: &mut [f32; 16], offsets: &mut [f32; 16]) {

@@ -13,6 +13,7 @@ const RUNS: [(usize, usize, usize, usize); 3] = [(0, 32, 5, 0), (32, 16, 5, 160)
 
 impl Layout<256, 54, 1> for Tq1 {
     const LEVELS: &'static [f32] = &ramp::<3>(-1);
+    const SHARED: &'static [usize] = &[52];
 
     #[inline]
     fn scales(bytes: &[u8; 54], scales: &mut [f32; 1], offsets: &mut [f32; 1]) {
@@ -68,6 +69,7 @@ pub(super) struct Tq2;
 
 impl Layout<256, 66, 1> for Tq2 {
     const LEVELS: &'static [f32] = &ramp::<4>(-1);
+    const SHARED: &'static [usize] = &[64];
 
     #[inline]
     fn scales(bytes: &[u8; 66], scales: &mut [f32; 1], offsets: &mut [f32; 1]) {

@@ -6,7 +6,7 @@
 //! can move and the bytes are kept unread.
 //!
 //! Work is cut by the shape alone and its sums are added in order, so the bytes and the figures do not depend on the
-//! number of threads. The figures are those of [`Sums`], from the same decoded values, but most of them follow from the
+//! number of threads. The figures are those of [`Totals`], from the same decoded values, but most of them follow from the
 //! codes that moved: Ŵ = W elsewhere.
 #![forbid(unsafe_code)]
 
@@ -21,7 +21,8 @@ use rayon::prelude::*;
 
 use super::RewriteError;
 use super::basis::{Basis, dot};
-use super::edit::{Matrix, Sums};
+use super::figures::Totals;
+use super::rows::Rows;
 use crate::arch::Axis;
 use crate::quant::{Grid, wide};
 use round::{PIECE, Rounder, Work, lanes, sum};
@@ -60,12 +61,12 @@ impl Saturation {
 /// # Errors
 /// [`RewriteError::Weight`] for a weight that is not finite; [`RewriteError::Write`].
 pub(super) fn nearest(
-    matrix: Matrix<'_>,
+    matrix: Rows<'_>,
     grid: &Grid,
     basis: &Basis,
     axis: Axis,
     out: &mut dyn Write,
-) -> Result<(Sums, Saturation), RewriteError> {
+) -> Result<(Totals, Saturation), RewriteError> {
     match axis {
         Axis::Output => by_output(matrix, grid, basis, out),
         Axis::Row | Axis::Bias => by_row(matrix, grid, basis, out),
@@ -74,17 +75,17 @@ pub(super) fn nearest(
 
 /// r runs over rows: A = RᵀW first, k × n, then row i moves by −Σ_k R[k][i] A[k].
 fn by_output(
-    matrix: Matrix<'_>,
+    matrix: Rows<'_>,
     grid: &Grid,
     basis: &Basis,
     out: &mut dyn Write,
-) -> Result<(Sums, Saturation), RewriteError> {
+) -> Result<(Totals, Saturation), RewriteError> {
     let (along, weight) = project(&matrix, grid, basis);
     if !weight.is_finite() {
         matrix.check()?;
     }
     let before = along.iter().map(|a| dot(a, a)).sum();
-    let mut sums = Sums { weight, before, ..Sums::default() };
+    let mut sums = Totals { weight, before, ..Totals::default() };
     let mut saturation = Saturation::default();
     if before == 0.0 {
         out.write_all(matrix.data)?;
@@ -129,23 +130,23 @@ fn by_output(
 
 /// r runs along each row: w moves by −Σ_k (r_k·w) r_k.
 fn by_row(
-    matrix: Matrix<'_>,
+    matrix: Rows<'_>,
     grid: &Grid,
     basis: &Basis,
     out: &mut dyn Write,
-) -> Result<(Sums, Saturation), RewriteError> {
+) -> Result<(Totals, Saturation), RewriteError> {
     let rounder = Rounder::new(grid, basis);
     let gram: Vec<Vec<f64>> = basis.iter().map(|p| basis.iter().map(|q| dot(p, q)).collect()).collect();
     let make = |&(first, bytes): &(usize, &[u8])| {
         let mut bytes = bytes.to_vec();
         let mut work = Work::new(grid, matrix.n);
-        let mut sums = Sums::default();
+        let mut sums = Totals::default();
         let mut w = vec![0.0; matrix.n];
         for (i, row) in bytes.chunks_exact_mut(matrix.row_bytes()).enumerate() {
             grid.decode(row, &mut w);
             let weight = square(&w);
             if !weight.is_finite() {
-                matrix.decode(first + i, row)?;
+                matrix.decode(first + i, 1)?;
             }
             sums.weight += weight;
             let along: Vec<f64> = basis.iter().map(|r| mixed_dot(&w, r)).collect();
@@ -162,11 +163,11 @@ fn by_row(
         }
         Ok((bytes, sums, work.tally))
     };
-    let mut sums = Sums::default();
+    let mut sums = Totals::default();
     let mut saturation = Saturation::default();
     pipeline(&chunks(&matrix), &make, |(bytes, part, tally)| {
         out.write_all(&bytes)?;
-        sums.add(part);
+        sums.add(&part);
         sums.off += tally.off;
         saturation.add(tally.saturation);
         Ok(())
@@ -176,7 +177,7 @@ fn by_row(
 }
 
 /// A = RᵀW, k × n, and ‖W‖².
-fn project(matrix: &Matrix<'_>, grid: &Grid, basis: &Basis) -> (Vec<Vec<f64>>, f64) {
+fn project(matrix: &Rows<'_>, grid: &Grid, basis: &Basis) -> (Vec<Vec<f64>>, f64) {
     let row_bytes = matrix.row_bytes();
     let slab = matrix.rows.div_ceil(SLABS).next_multiple_of(ROWS);
     let stripes = matrix.n.div_ceil(STRIPE);
@@ -255,7 +256,7 @@ fn add(to: &mut [f64], from: &[f64]) {
 }
 
 /// First rows and bytes of the chunks.
-fn chunks<'a>(matrix: &Matrix<'a>) -> Vec<(usize, &'a [u8])> {
+fn chunks<'a>(matrix: &Rows<'a>) -> Vec<(usize, &'a [u8])> {
     let rows = (CHUNK / matrix.n.max(1)).max(1);
     let bytes = (rows * matrix.row_bytes()).max(1);
     matrix.data.chunks(bytes).enumerate().map(|(i, b)| (i * rows, b)).collect()
