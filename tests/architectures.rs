@@ -9,7 +9,7 @@ use ggsteer::arch::ArchError;
 use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
-use ggsteer::rewrite::{Options, Plan, RewriteError, Tied, Written, execute};
+use ggsteer::rewrite::{How, Options, Plan, RewriteError, Rounding, Written, execute};
 use ggsteer::runtime::{
     CapturePlan, Captured, Item, Model, ModelOptions, Outputs, Session, SessionOptions, Site, Token,
 };
@@ -82,9 +82,9 @@ fn directions(k: u64) -> Vec<Vec<f32>> {
 
 fn rewrite(from: &Path, to: &Path, directions: &[Vec<f32>]) {
     let file = GgufFile::open(from).unwrap();
-    let plan = Plan::new(&file, directions, Options { tied: Tied::Edit }).unwrap_or_else(|e| panic!("{e}"));
+    let plan = Plan::new(&file, directions, Options::default()).unwrap_or_else(|e| panic!("{e}"));
     let out = OutputFile::create(to, true, &[from]).unwrap();
-    let report = execute(&file, &plan, out, &[], &mut |_| ()).and_then(Written::commit).unwrap();
+    let report = execute(&file, &plan, &reencode(), out, &[], &mut |_| ()).and_then(Written::commit).unwrap();
     assert!(report.max_leak < 1e-5, "F32 leaves {}", report.max_leak);
 }
 
@@ -175,4 +175,9 @@ fn an_architecture_that_is_not_in_the_table_is_refused() {
         matches!(&error, RewriteError::Arch(ArchError::Unknown { arch, .. }) if arch == "unheard-of"),
         "{error}"
     );
+}
+
+/// By ggml's own quantizer.
+fn reencode() -> How<'static> {
+    How { rounding: Rounding::Reencode, ..How::default() }
 }

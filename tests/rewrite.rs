@@ -7,7 +7,9 @@ use ggsteer::arch::{Axis, WriterKind};
 use ggsteer::gguf::{Array, GgufError, GgufFile, PADDING_KEY, TensorInfo, Value, Writer};
 use ggsteer::output::OutputFile;
 use ggsteer::quant::{self, GgmlType};
-use ggsteer::rewrite::{Options, Plan, Report, RewriteError, Tied, VerifyError, execute, verify_untouched};
+use ggsteer::rewrite::{
+    How, Options, Plan, Report, RewriteError, Rounding, Tied, VerifyError, execute, verify_untouched,
+};
 
 const N_EMBD: u64 = 256;
 const N_FF: u64 = 512;
@@ -135,7 +137,7 @@ impl Bench {
     fn execute(&self, plan: &Plan, keys: &[(String, Value)]) -> Result<Report, RewriteError> {
         let file = self.open();
         let out = OutputFile::create(&self.output, true, &[&self.input]).unwrap();
-        let report = execute(&file, plan, out, keys, &mut |_| {})?.commit()?;
+        let report = execute(&file, plan, &reencode(), out, keys, &mut |_| {})?.commit()?;
         assert_eq!(fs::metadata(&self.output).unwrap().len(), report.file_size);
         Ok(report)
     }
@@ -223,8 +225,8 @@ fn leaks_are_measured_and_the_rest_is_untouched() {
         let ty = GgmlType::all().find(|t| t.name() == name).unwrap();
         let bench = Bench::new(&Model::dense("llama", ty).with_head(ty).bytes());
         let (plan, report) = bench.run(&[direction(1)], Options::default()).unwrap();
-        let mean = report.tensors.iter().map(|t| t.leak).sum::<f64>() / report.tensors.len() as f64;
-        let far = report.tensors.iter().map(|t| t.distance).fold(0.0, f64::max);
+        let mean = report.tensors.iter().map(|t| t.figures.leak).sum::<f64>() / report.tensors.len() as f64;
+        let far = report.tensors.iter().map(|t| t.figures.distance).fold(0.0, f64::max);
         println!("{name:<7} leak: mean {mean:.2e}, max {:.2e}; distance max {far:.2e}", report.max_leak);
         assert!(report.max_leak < bound, "{name}");
         assert_eq!((report.n_edited, report.tensors.len()), (5, 5));
@@ -244,7 +246,12 @@ fn leaks_are_measured_and_the_rest_is_untouched() {
                 w.iter().zip(edited).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum::<f64>().sqrt()
             };
             let leak = along(&after) / along(&before);
-            assert!((leak - t.leak).abs() < 1e-6 + 1e-3 * leak, "{}: {leak} and {}", t.name, t.leak);
+            assert!(
+                (leak - t.figures.leak).abs() < 1e-6 + 1e-3 * leak,
+                "{}: {leak} and {}",
+                t.name,
+                t.figures.leak
+            );
         }
     }
 }
@@ -399,7 +406,7 @@ fn what_has_no_component_keeps_its_bytes() {
     let (before, after) = (bench.open(), bench.result());
     let data = |file: &GgufFile, name: &str| file.tensor_data(file.tensor(name).unwrap()).to_vec();
     let down = report.tensors.iter().find(|t| t.name == "blk.0.ffn_down.weight").unwrap();
-    assert!(!down.edited && down.leak == 0.0);
+    assert!(!down.edited && down.figures.leak == 0.0);
     assert_eq!(data(&before, &down.name), data(&after, &down.name));
     assert_eq!((report.n_edited, report.tensors.len()), (4, 5));
     // Rows where r is zero do not change by being encoded again.
@@ -455,7 +462,7 @@ fn provenance_is_added_behind_the_other_keys() {
 
     let out = OutputFile::create(&second.output, true, &[]).unwrap();
     let keys = [("general.alignment".to_string(), Value::from(64u32))];
-    let error = execute(&second.open(), &plan, out, &keys, &mut |_| {}).unwrap_err();
+    let error = execute(&second.open(), &plan, &reencode(), out, &keys, &mut |_| {}).unwrap_err();
     assert!(matches!(error, RewriteError::Gguf(GgufError::FixedKey { .. })));
 }
 
@@ -464,7 +471,7 @@ fn tied_embeddings_are_edited_untied_or_skipped() {
     let bench = Bench::new(&Model::dense("llama", GgmlType::Q8_0).bytes());
     let data = |file: &GgufFile, name: &str| file.tensor(name).map(|t| file.tensor_data(t).to_vec());
     let original = data(&bench.open(), "token_embd.weight");
-    let with = |tied| Options { tied };
+    let with = |tied| Options { tied, ..Options::default() };
 
     let (plan, report) = bench.run(&[direction(1)], with(Tied::Edit)).unwrap();
     assert!(plan.tied_embeddings && !report.untied);
@@ -522,7 +529,7 @@ fn refusals_come_before_anything_is_written() {
     assert_eq!(bench.names(), ["in.gguf"]);
 
     let iq2 = GgmlType::all().find(|t| t.name() == "iq2_xxs").unwrap();
-    for (ty, words) in [(iq2, "without an importance matrix"), (GgmlType::I8, "not a float weight type")] {
+    for (ty, words) in [(iq2, "they must be known"), (GgmlType::I8, "not a float weight type")] {
         let mut model = Model::dense("llama", GgmlType::F32);
         let down = model.tensors.iter_mut().find(|t| t.0 == "blk.1.ffn_down.weight").unwrap();
         *down = ("blk.1.ffn_gate.2.weight".into(), vec![], GgmlType::F32, vec![0.0]);
@@ -598,7 +605,7 @@ fn progress_runs_from_nothing_to_everything() {
     let plan = Plan::new(&file, &[direction(1)], Options::default()).unwrap();
     let out = OutputFile::create(&bench.output, false, &[&bench.input]).unwrap();
     let (mut seen, mut edited, mut last) = (0, 0, 0);
-    execute(&file, &plan, out, &[], &mut |p| {
+    execute(&file, &plan, &reencode(), out, &[], &mut |p| {
         assert!(p.bytes_done >= last && p.bytes_done <= p.bytes_total);
         last = p.bytes_done;
         seen += usize::from(p.tensor.is_some());
@@ -612,7 +619,8 @@ fn progress_runs_from_nothing_to_everything() {
 #[test]
 fn a_second_reader_reads_the_output() {
     let bench = Bench::new(&Model::dense("llama", GgmlType::Q4_K).bytes());
-    let plan = Plan::new(&bench.open(), &[direction(1)], Options { tied: Tied::Untie }).unwrap();
+    let plan = Plan::new(&bench.open(), &[direction(1)], Options { tied: Tied::Untie, ..Options::default() })
+        .unwrap();
     bench.execute(&plan, &[("ggsteer.version".into(), Value::from("0.1.0"))]).unwrap();
     let ours = bench.result();
     let path: &Path = &bench.output;
@@ -652,7 +660,7 @@ fn llama_cpp_loads_what_is_written() {
 
     let bench = Bench::new(&Model::dense("llama", GgmlType::Q8_0).bytes());
     for tied in [Tied::Edit, Tied::Untie, Tied::Skip] {
-        let plan = Plan::new(&bench.open(), &[direction(1)], Options { tied }).unwrap();
+        let plan = Plan::new(&bench.open(), &[direction(1)], Options { tied, ..Options::default() }).unwrap();
         bench.execute(&plan, &hyperparameters("llama")).unwrap();
         assert!(loads(&bench), "{tied:?}");
     }
@@ -686,4 +694,9 @@ fn llama_cpp_loads_what_is_written() {
             assert_eq!(loads(bench), expected, "{arch}");
         }
     }
+}
+
+/// By ggml's own quantizer.
+fn reencode() -> How<'static> {
+    How { rounding: Rounding::Reencode, ..How::default() }
 }

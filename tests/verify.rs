@@ -71,7 +71,7 @@ impl Bench {
         let held_out = &mut |name: &str, _| Ok::<_, RewriteError>(inputs(&file, name));
         let mut steps = 0;
         let directions = std::slice::from_ref(&self.direction);
-        let found = verify(&file, &out, directions, Tied::Edit, held_out, &mut || steps += 1).unwrap();
+        let found = verify(&file, &out, directions, Tied::Edit, None, held_out, &mut || steps += 1).unwrap();
         assert_eq!(steps, 7);
         found
     }
@@ -213,7 +213,7 @@ fn what_cannot_be_compared_is_an_error() {
     let run = |vector: Vec<f32>, file: &GgufFile, out: &GgufFile| {
         let direction = Direction { vector, ..bench.direction.clone() };
         let none = &mut |_: &str, _| Ok::<_, RewriteError>(Vec::new());
-        verify(file, out, &[direction], Tied::Edit, none, &mut || ()).map(|_| ()).unwrap_err()
+        verify(file, out, &[direction], Tied::Edit, None, none, &mut || ()).map(|_| ()).unwrap_err()
     };
     assert!(matches!(run(unit(32, 1), &file, &out), RewriteError::Width { expected: 64, found: 32, .. }));
     assert!(matches!(run(vec![f32::NAN; 64], &file, &out), RewriteError::NotFinite { .. }));

@@ -10,7 +10,7 @@ use ggsteer::evaluate::Markers;
 use ggsteer::evaluate::run::Set;
 use ggsteer::gguf::{GgufFile, fingerprint};
 use ggsteer::output::OutputFile;
-use ggsteer::rewrite::{self, Options, Plan, Record, Report, RewriteError, Tied};
+use ggsteer::rewrite::{self, How, Options, Plan, Record, Report, RewriteError, Rounding, Tied};
 use ggsteer::runtime::Model;
 use ggsteer::select::grid::{self, RefusalTokens};
 use ggsteer::select::{Candidate, Rules, Selection, Verdict, choose};
@@ -184,7 +184,8 @@ impl Choice {
 
 /// What erasing `directions` from `file` would change, or why it cannot be done.
 pub fn plan(file: &GgufFile, directions: &[Vec<f32>], tied: Tied) -> Result<Plan> {
-    Plan::new(file, directions, Options { tied }).with_context(|| file.path().display().to_string())
+    Plan::new(file, directions, Options { tied, ..Options::default() })
+        .with_context(|| file.path().display().to_string())
 }
 
 /// Rewrites `input` into `out` with `direction` erased from every writer; a warning where much of it is left.
@@ -202,7 +203,8 @@ pub fn orthogonalize(
     let path = out.path().to_path_buf();
     let bar = ui.progress(plan.tensors.len(), "rewriting");
     let keys = Record::new("orthogonalize", &file, directions).of_plan(&plan).keys();
-    let written = rewrite::execute(&file, &plan, out, &keys, &mut |p| bar.inc(u64::from(p.edited)));
+    let how = How { rounding: Rounding::Nearest, ..How::default() };
+    let written = rewrite::execute(&file, &plan, &how, out, &keys, &mut |p| bar.inc(u64::from(p.edited)));
     let written = written.map_err(|error| match error {
         // Names the output, and the input is not to blame.
         RewriteError::Output(_) | RewriteError::Write(_) => error.into(),
@@ -212,7 +214,7 @@ pub fn orthogonalize(
     rewrite::verify_untouched(&file, written.file(), &plan).with_context(|| path.display().to_string())?;
     let report = written.commit()?;
     if report.max_leak > MAX_LEAK {
-        let worst = report.tensors.iter().filter(|t| t.leak > MAX_LEAK);
+        let worst = report.tensors.iter().filter(|t| t.figures.leak > MAX_LEAK);
         warn(&format!(
             "re-encoding snapped part of the edit back: {} of {} tensors keep more than 1 % of the direction, the worst \
              {:.1} %. The file behaves like a partial ablation; measure it with `ggsteer evaluate`, or start from a \
@@ -234,9 +236,9 @@ pub fn leak_table(report: &Report) -> String {
         vec![
             t.name.clone(),
             t.r#type.to_string(),
-            format!("{:.5}", t.leak),
-            format!("{:.4}", t.distance),
-            format!("{:.4}", t.share),
+            format!("{:.5}", t.figures.leak),
+            format!("{:.4}", t.figures.distance),
+            format!("{:.4}", t.figures.share),
             bytes(t.bytes),
         ]
     });

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use ggsteer::arch;
 use ggsteer::calibration::Calibration;
 use ggsteer::gguf::GgufFile;
-use ggsteer::rewrite::{self, TensorCheck, Verification};
+use ggsteer::rewrite::{self, Record, TensorCheck, Verification};
 use serde::Serialize;
 
 use super::args::DirectionArgs;
@@ -33,6 +33,9 @@ pub struct Args {
     /// Use a calibration of a model of another name whose tensors have the same shapes
     #[arg(long, requires = "calibration")]
     other_calibration: bool,
+    /// The same model at a higher precision, where the rewriting started from it: the figures are then those of its edit
+    #[arg(long, value_name = "F16.gguf")]
+    source: Option<PathBuf>,
     /// What was to be done with a token embedding that is the output head too, where the file does not say
     #[arg(long, value_enum, default_value_t = TiedArg::Edit)]
     tied: TiedArg,
@@ -73,7 +76,9 @@ impl Args {
         let path = self.rewritten.display().to_string();
         let rewritten = GgufFile::open(&self.rewritten).with_context(|| path.clone())?;
         let directions = self.directions.load(&original)?;
-        let writers = arch::writers(&original).with_context(at)?;
+        let record = Record::read(&rewritten);
+        let writers = record.map_or_else(|| arch::writers(&original), |r| r.writers(&original));
+        let writers = writers.with_context(at)?;
         let calibration = match &self.calibration {
             None => None,
             Some(path) => {
@@ -84,20 +89,25 @@ impl Args {
                 Some(calibration)
             }
         };
+        let source = self.source.as_ref();
+        let source = source.map(|path| GgufFile::open(path).with_context(|| path.display().to_string()));
+        let source = source.transpose()?;
         let held_out = &mut |tensor: &str, slice: usize| -> Result<Vec<f32>> {
             let inputs = calibration.as_ref().and_then(|c| c.inputs(tensor));
             Ok(inputs.map(|i| i.held_out(slice)).transpose()?.unwrap_or_default())
         };
         let bar = ui.progress(writers.len(), "measuring");
         let step = &mut || bar.inc(1);
+        let tied = self.tied.into();
         let verification =
-            rewrite::verify(&original, &rewritten, &directions, self.tied.into(), held_out, step)
+            rewrite::verify(&original, &rewritten, &directions, tied, source.as_ref(), held_out, step)
                 .with_context(|| format!("{path} against {}", at()))?;
         bar.finish_and_clear();
         if !verification.has_provenance {
             warn(&format!("{path}: says nothing of how it was made: every writer is taken as edited"));
         }
-        let edited = || verification.tensors.iter().filter(|t| t.strength != 0.0 && t.figures.share > 0.0);
+        let counts = |t: &&TensorCheck| t.strength != 0.0 && t.figures.share > 0.0 && !t.added;
+        let edited = || verification.tensors.iter().filter(counts);
         let largest = |of: fn(&TensorCheck) -> Option<f64>| edited().filter_map(of).reduce(f64::max);
         let output = Output {
             original: at(),

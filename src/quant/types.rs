@@ -129,6 +129,12 @@ impl GgmlType {
         (0..sys::GGML_TYPE_COUNT).filter_map(|id| Self::from_id(id).ok())
     }
 
+    /// The type of this name, in capitals or not: `q4_K`, `Q8_0`.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::all().find(|ty| ty.name().eq_ignore_ascii_case(name))
+    }
+
     /// ggml's number for this type.
     #[must_use]
     pub fn id(self) -> u32 {

@@ -23,8 +23,11 @@ pub(super) struct Editor<'a> {
     /// Each planned tensor with R as it sees it, in the order of the file.
     tensors: Vec<(&'a PlannedTensor, &'a TensorInfo, Cow<'a, Basis>)>,
     /// Descents that are done: tensor and slice, and what came of them.
-    ready: VecDeque<((usize, usize), Result<(Vec<u8>, Done), RewriteError>)>,
+    ready: VecDeque<((usize, usize), Descended)>,
 }
+
+/// The new bytes of a slice and what they are.
+type Descended = Result<(Vec<u8>, Done), RewriteError>;
 
 impl<'a> Editor<'a> {
     /// Checks all that can be checked before the first tensor.
@@ -76,7 +79,8 @@ impl<'a> Editor<'a> {
     pub fn edit(&mut self, name: &str, out: &mut dyn Write) -> Result<TensorReport, RewriteError> {
         let tensor = self.tensors.iter().position(|(_, info, _)| info.name == name);
         let tensor = tensor.ok_or_else(|| RewriteError::OtherFile { tensor: name.into() })?;
-        let mut all = Done { method: Method::Kept, totals: Totals::default(), saturation: Saturation::default() };
+        let mut all =
+            Done { method: Method::Kept, totals: Totals::default(), saturation: Saturation::default() };
         let n_slices = self.slices(tensor)?.len();
         for index in 0..n_slices {
             let descends = self.slices(tensor)?[index].descends();
@@ -143,7 +147,7 @@ impl<'a> Editor<'a> {
 }
 
 /// The tensor of a source of higher precision that stands for this one.
-fn matching<'a>(source: &'a GgufFile, info: &TensorInfo) -> Result<&'a TensorInfo, RewriteError> {
+pub(super) fn matching<'a>(source: &'a GgufFile, info: &TensorInfo) -> Result<&'a TensorInfo, RewriteError> {
     let wrong = |found: String| RewriteError::Source {
         what: format!("tensor {:?}", info.name),
         expected: format!("{:?} of a float type", info.shape()),

@@ -97,6 +97,12 @@ pub(super) fn check(file: &GgufFile, plan: &Plan) -> Result<(), RewriteError> {
             return Err(RewriteError::OtherFile { tensor: planned.writer.tensor.clone() });
         }
     }
+    for addition in &plan.additions {
+        let found = file.tensor(&addition.tensor).map(TensorInfo::elements);
+        if found != (!addition.is_new).then_some(addition.vector.len() as u64) {
+            return Err(RewriteError::OtherFile { tensor: addition.tensor.clone() });
+        }
+    }
     Ok(())
 }
 
@@ -123,36 +129,57 @@ fn stream(
         let mut data_end = to.at;
         for info in file.tensors().iter().filter(|info| info.part == no) {
             let planned = plan.tensors.iter().find(|p| p.writer.tensor == info.name);
+            let addition = plan.addition(&info.name);
             progress(Progress {
                 tensor: Some(&info.name),
-                edited: planned.is_some(),
+                edited: planned.is_some() || addition.is_some(),
                 bytes_done,
                 bytes_total,
             });
             data_end = file.data_range(info).end;
-            if let Some(planned) = planned {
+            if planned.is_some() || addition.is_some() {
                 to.copy(file.data_range(info).start)?;
                 part.prefetch(file.data_range(info));
                 let mut sink = Sink { to: &mut to, given: 0 };
-                report.tensors.push(edit(&info.name, &mut sink)?);
-                sink.finish(info, planned.out_type)?;
+                let ty = planned.map_or(info.ty, |planned| planned.out_type);
+                match addition {
+                    None => report.tensors.push(edit(&info.name, &mut sink)?),
+                    Some(addition) => {
+                        // A bias: small enough to be held.
+                        let mut bytes = Vec::new();
+                        if planned.is_some() {
+                            report.tensors.push(edit(&info.name, &mut bytes)?);
+                        } else {
+                            bytes.extend(file.tensor_data(info));
+                        }
+                        sink.write_all(&addition.add_to(ty, &bytes)?)?;
+                    }
+                }
+                sink.finish(info, ty)?;
             }
             bytes_done += info.bytes;
         }
-        if let Some(info) = head {
+        if changes.add.is_empty() {
+            to.copy(part.bytes().len())?;
+        } else {
             to.copy(data_end)?;
             to.pad()?;
-            let from = &file.parts()[info.part];
-            to.shared += to.out.append(from.file(), from.bytes(), file.data_range(info))?;
-            to.pad()?;
-        } else {
-            to.copy(part.bytes().len())?;
+            if let Some(info) = head {
+                let from = &file.parts()[info.part];
+                to.shared += to.out.append(from.file(), from.bytes(), file.data_range(info))?;
+                to.pad()?;
+            }
+            for addition in plan.new_biases() {
+                to.out.write_all(&addition.new_bytes())?;
+                to.pad()?;
+            }
         }
         report.shared_bytes += to.shared;
     }
     progress(Progress { tensor: None, edited: false, bytes_done, bytes_total });
 
-    report.n_edited = report.tensors.iter().filter(|t| t.edited).count();
+    let old_biases = plan.additions.iter().filter(|a| !a.is_new && !report.is_edited(&a.tensor)).count();
+    report.n_edited = report.tensors.iter().filter(|t| t.edited).count() + old_biases;
     report.n_untouched = file.tensors().len() - report.n_edited;
     report.max_leak = report.tensors.iter().map(|t| t.figures.leak).fold(0.0, f64::max);
     report.file_size = outputs.iter().map(OutputFile::position).sum();
@@ -260,8 +287,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::arch::{Writer, WriterKind};
-    use crate::rewrite::Tied;
+    use crate::arch::{Axis, Writer, WriterKind};
+    use crate::rewrite::{Figures, Method, PlannedTensor, Tied};
 
     fn ty(name: &str) -> GgmlType {
         GgmlType::all().find(|ty| ty.name() == name).unwrap()
@@ -311,25 +338,29 @@ mod tests {
             architecture: "llama".into(),
             rank: 1,
             tensors: retype.iter().map(planned).collect(),
+            additions: Vec::new(),
             tied_embeddings: false,
             tied: Tied::Edit,
             partial: None,
             n_tensors: file.tensors().len(),
-            basis: Basis::new(),
+            basis: Vec::new(),
         }
     }
 
-    fn report(info: &TensorInfo) -> TensorReport {
+    fn report(name: &str) -> TensorReport {
         TensorReport {
-            name: info.name.clone(),
-            r#type: info.ty,
+            name: name.into(),
+            r#type: GgmlType::F32,
+            out_type: GgmlType::F32,
             kind: WriterKind::FfnDown,
             block: None,
             edited: true,
-            leak: 0.0,
-            distance: 0.0,
-            share: 0.0,
+            method: Method::Exact,
+            figures: Figures::default(),
+            saturated: 0,
+            saturated_share: 0.0,
             bytes: 0,
+            error_x: 0.0,
         }
     }
 
@@ -346,16 +377,13 @@ mod tests {
             ] {
                 let plan = plan(&file, retype);
                 let out = OutputFile::create(&dir.path().join("out.gguf"), true, &[]).unwrap();
-                let mut fill = |_: &GgufFile,
-                                info: &TensorInfo,
-                                planned: &PlannedTensor,
-                                _: &Basis,
-                                out: &mut dyn Write| {
+                let mut fill = |name: &str, out: &mut dyn Write| {
+                    let planned = plan.tensors.iter().find(|p| p.writer.tensor == name).unwrap();
                     let bytes = planned.out_type.row_size(32).unwrap() as usize * 3;
                     // In pieces, as an edit comes.
                     out.write_all(&[0x11; 10])?;
                     out.write_all(&vec![0x11; bytes - 10])?;
-                    Ok(report(info))
+                    Ok(report(name))
                 };
                 let keys = [("ggsteer.edit".to_string(), Value::from("test"))];
                 let written = stream(&file, &plan, out, &keys, &mut |_| {}, &mut fill).unwrap();
@@ -383,11 +411,10 @@ mod tests {
         let plan = plan(&file, &[("b", GgmlType::F32)]);
         for n in [383, 385] {
             let out = OutputFile::create(&dir.path().join("out.gguf"), false, &[]).unwrap();
-            let mut fill =
-                |_: &GgufFile, info: &TensorInfo, _: &PlannedTensor, _: &Basis, out: &mut dyn Write| {
-                    out.write_all(&vec![0; n])?;
-                    Ok(report(info))
-                };
+            let mut fill = |name: &str, out: &mut dyn Write| {
+                out.write_all(&vec![0; n])?;
+                Ok(report(name))
+            };
             let error = stream(&file, &plan, out, &[], &mut |_| {}, &mut fill).unwrap_err();
             assert_eq!(error.to_string(), format!("tensor \"b\": {n} bytes given, 384 expected"));
         }

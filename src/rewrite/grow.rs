@@ -107,7 +107,10 @@ pub fn grow(
 /// Bytes that a tensor takes more at a type, where that has more bits and its rows fit.
 fn more_bytes(planned: &PlannedTensor, ty: GgmlType) -> Option<u64> {
     let grown = PlannedTensor { out_type: ty, ..planned.clone() };
-    planned.ne[0].is_multiple_of(ty.block_size()).then(|| grown.out_bytes().checked_sub(planned.out_bytes()))?.filter(|n| *n > 0)
+    planned.ne[0]
+        .is_multiple_of(ty.block_size())
+        .then(|| grown.out_bytes().checked_sub(planned.out_bytes()))?
+        .filter(|n| *n > 0)
 }
 
 /// What comes of one tensor at another type.

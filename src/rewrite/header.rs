@@ -1,7 +1,7 @@
 //! What a rewrite changes in a header.
 #![forbid(unsafe_code)]
 
-use super::Plan;
+use super::{Plan, PlannedAddition};
 use crate::gguf::{Array, Changes, GgufFile, NewTensor, PADDING_KEY, TensorInfo, Value};
 use crate::output::BLOCK;
 
@@ -27,8 +27,9 @@ pub(super) fn changes(
         let ours = file.metadata().iter().map(|(key, _)| key).filter(|key| key.starts_with("ggsteer."));
         changes.remove = ours.cloned().collect();
     }
-    if plan.unties() && file.n_parts() > 1 {
-        let n = file.tensors().len() as i32 + 1;
+    let n_new = plan.new_biases().count() + usize::from(plan.unties());
+    if n_new > 0 && file.n_parts() > 1 {
+        let n = (file.tensors().len() + n_new) as i32;
         changes.set.push(("split.tensors.count".into(), Value::I32(n)));
     }
     changes.add.extend(head.map(|info| NewTensor {
@@ -36,6 +37,9 @@ pub(super) fn changes(
         ne: info.shape().to_vec(),
         ty: info.ty,
     }));
+    if no + 1 == file.n_parts() {
+        changes.add.extend(plan.new_biases().map(PlannedAddition::new_tensor));
+    }
     let retyped = plan.tensors.iter().filter(|planned| planned.out_type != planned.r#type);
     changes.retype = retyped.map(|planned| (planned.writer.tensor.clone(), planned.out_type)).collect();
     changes

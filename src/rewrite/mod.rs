@@ -6,6 +6,7 @@
 //! [`Written::commit`] gives the output its name. With nothing to do the output is the input, byte for byte.
 #![forbid(unsafe_code)]
 
+mod addition;
 mod basis;
 mod descent;
 mod editor;
@@ -20,14 +21,16 @@ mod report;
 mod round;
 mod rows;
 mod scope;
+mod target;
 mod verify;
 
+pub use addition::PlannedAddition;
+pub use descent::Settings;
 pub use execute::{Progress, Written, execute};
 pub use figures::{Figures, Meter, Part, Totals};
 pub use grow::{Grown, Growth, grow};
 pub use plan::{Options, Plan, PlannedTensor, Tied};
-pub use record::{Record, RecordedDirection};
-pub use descent::Settings;
+pub use record::{Record, RecordedAddition, RecordedDirection};
 pub use report::{Report, TensorReport};
 pub use round::{How, Method, Rounding};
 pub use scope::{Blocks, Groups, Scope, ScopeError, Strength};
@@ -120,6 +123,17 @@ pub enum RewriteError {
     /// Blocks, writers or strengths that the model does not have.
     #[error(transparent)]
     Scope(#[from] ScopeError),
+    /// A block without a bias that the stream would get as it is.
+    #[error(
+        "architecture {arch:?} has no bias in block {block} to add a direction by; add it while the model runs \
+         (--add of generate, or export control-vector)"
+    )]
+    NoSlot {
+        /// The architecture.
+        arch: String,
+        /// The 0-based block.
+        block: usize,
+    },
     /// Rows that are no whole number of blocks of the type they are to get.
     #[error("tensor {tensor:?} cannot become {ty}: its rows of {n} are no multiple of {}", ty.block_size())]
     Upcast {

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::basis::{self, Basis};
-use super::{RewriteError, Scope, ScopeError};
+use super::{PlannedAddition, RewriteError, Rows, Scope, ScopeError};
 use crate::arch::{self, Axis, Head, Writer, WriterKind};
 use crate::gguf::GgufFile;
 use crate::quant::{CodecError, GgmlType, Grid};
@@ -108,6 +108,8 @@ pub struct Plan {
     pub rank: usize,
     /// Tensors to edit: embeddings first, then block by block.
     pub tensors: Vec<PlannedTensor>,
+    /// Constants to add, see [`Plan::add`].
+    pub additions: Vec<PlannedAddition>,
     /// Whether the embedding is also the output matrix.
     pub tied_embeddings: bool,
     /// What is done about that.
@@ -135,6 +137,7 @@ impl Plan {
             architecture: String::new(),
             rank: 0,
             tensors: Vec::new(),
+            additions: Vec::new(),
             tied_embeddings: arch::tied_embeddings(file),
             tied,
             partial: None,
@@ -186,6 +189,47 @@ impl Plan {
     #[must_use]
     pub fn needs_calibration(&self) -> Option<&PlannedTensor> {
         self.tensors.iter().find(|tensor| tensor.needs_calibration())
+    }
+
+    /// Checks that `source` is the model of `file` at higher precision: the same architecture, and each tensor to edit
+    /// with the same shape, values that can be decoded, and in its first rows nearer to `file`'s than zeros would be.
+    ///
+    /// # Errors
+    /// [`RewriteError::Source`] with what is not the same.
+    pub fn check_source(&self, file: &GgufFile, source: &GgufFile) -> Result<(), RewriteError> {
+        let wrong = |what: &str, expected: String, found: String| {
+            Err(RewriteError::Source { what: what.into(), expected, found })
+        };
+        let found = source.arch().unwrap_or_default();
+        if found != self.architecture {
+            return wrong("architecture", format!("{:?}", self.architecture), format!("{found:?}"));
+        }
+        for PlannedTensor { writer, ne, .. } in &self.tensors {
+            let what = format!("tensor {:?}", writer.tensor);
+            let Some(info) = file.tensor(&writer.tensor) else {
+                return Err(RewriteError::OtherFile { tensor: writer.tensor.clone() });
+            };
+            let Some(theirs) = source.tensor(&writer.tensor) else {
+                return wrong(&what, format!("shape {:?}", info.shape()), "no such tensor".into());
+            };
+            if theirs.ne != *ne {
+                let shape = |shape: &[u64]| format!("shape {shape:?}");
+                return wrong(&what, shape(info.shape()), shape(theirs.shape()));
+            }
+            let [ours, theirs] =
+                [(file, info), (source, theirs)].map(|(f, t)| Rows::slices(f, t, writer.axis));
+            let (Some(ours), Some(theirs)) = (ours.first(), theirs.first()) else { continue };
+            let n = ours.rows.min(16);
+            let (ours, theirs) = (ours.decode(0, n)?, theirs.decode(0, n)?);
+            let square = |x: f32| f64::from(x).powi(2);
+            let apart: f64 = ours.iter().zip(&theirs).map(|(a, b)| square(a - b)).sum();
+            let size: f64 = ours.iter().map(|x| square(*x)).sum();
+            if apart > size {
+                let found = format!("a distance of {:.2} in the first rows", (apart / size).sqrt());
+                return wrong(&what, "the same weights, more exact".into(), found);
+            }
+        }
+        Ok(())
     }
 
     /// Bytes of all tensors to edit, in the file.
@@ -242,7 +286,7 @@ fn planned(
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.tensors.is_empty() {
+        if self.tensors.is_empty() && self.additions.is_empty() {
             return writeln!(f, "nothing to edit: all {} tensors stay as they are", self.n_tensors);
         }
         let (n, rank) = (self.tensors.len(), self.rank);
@@ -268,6 +312,10 @@ impl fmt::Display for Plan {
                 write!(f, ", behind {norm}")?;
             }
             writeln!(f)?;
+        }
+        for PlannedAddition { tensor, vector, is_new, .. } in &self.additions {
+            let what = if *is_new { "new: a constant" } else { "a constant is added" };
+            writeln!(f, "  {tensor:<32} {what} of {} values", vector.len())?;
         }
         let (before, after) = (self.bytes(), self.out_bytes());
         if before == after {

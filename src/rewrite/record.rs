@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 use super::{Plan, Tied};
+use crate::arch::{self, ArchError, Writer};
 use crate::direction::Direction;
 use crate::gguf::{Array, Gguf, GgufFile, Value, fingerprint};
+use crate::quant::GgmlType;
 
 /// How a file was made.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -20,6 +22,18 @@ pub struct Record {
     pub tensors: Option<Vec<String>>,
     /// `ggsteer.edit.strengths`: how much of the edit each of them got, 1 being all; nothing where all got all.
     pub strengths: Option<Vec<f32>>,
+    /// `ggsteer.edit.types`: the type each of them was to have, where the file says.
+    pub types: Option<Vec<String>>,
+    /// `ggsteer.edit.preserve_norm`: the columns of matrices (rows of embeddings) got their lengths back.
+    pub preserve_norm: bool,
+    /// `ggsteer.edit.partial`: the writers of the model could not all be told.
+    pub partial: bool,
+    /// `ggsteer.edit.rounding`: how quantized tensors were rounded, in a word.
+    pub rounding: Option<String>,
+    /// `ggsteer.precise.fingerprint`: [`fingerprint`] of the more exact file that the edit started from.
+    pub precise: Option<String>,
+    /// `ggsteer.addition.{i}.…`.
+    pub additions: Vec<RecordedAddition>,
     /// `ggsteer.edit.tied`: what was done about an embedding that is the output matrix too.
     pub tied: Option<Tied>,
 }
@@ -33,6 +47,19 @@ pub struct RecordedDirection {
     pub block: u32,
     /// The position it was measured at.
     pub position: Option<i32>,
+}
+
+/// A direction that was added to a bias.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecordedAddition {
+    /// [`Direction::sha256`].
+    pub sha256: String,
+    /// The 0-based block.
+    pub block: u32,
+    /// What it was multiplied by.
+    pub scale: f32,
+    /// The bias.
+    pub tensor: String,
 }
 
 const TIED: [(&str, Tied); 3] = [("edit", Tied::Edit), ("untie", Tied::Untie), ("skip", Tied::Skip)];
@@ -59,6 +86,11 @@ impl Record {
     #[must_use]
     pub fn of_plan(mut self, plan: &Plan) -> Self {
         self.tensors = Some(plan.tensors.iter().map(|t| t.writer.tensor.clone()).collect());
+        self.types = Some(plan.tensors.iter().map(|t| t.out_type.to_string()).collect());
+        let partly = plan.tensors.iter().any(|t| t.strength != 1.0);
+        self.strengths = partly.then(|| plan.tensors.iter().map(|t| t.strength as f32).collect());
+        self.preserve_norm = plan.tensors.iter().any(|t| t.preserve_norm);
+        self.partial = plan.partial.is_some();
         self.tied = plan.tied_embeddings.then_some(plan.tied);
         self
     }
@@ -77,6 +109,21 @@ impl Record {
         if let Some(strengths) = &self.strengths {
             keys.push(("ggsteer.edit.strengths".into(), Array::F32(strengths.clone()).into()));
         }
+        if let Some(types) = &self.types {
+            keys.push(("ggsteer.edit.types".into(), Array::String(types.clone()).into()));
+        }
+        for (key, said) in [("preserve_norm", self.preserve_norm), ("partial", self.partial)] {
+            if said {
+                keys.push((format!("ggsteer.edit.{key}"), Value::Bool(true)));
+            }
+        }
+        for (key, text) in
+            [("ggsteer.edit.rounding", &self.rounding), ("ggsteer.precise.fingerprint", &self.precise)]
+        {
+            if let Some(text) = text {
+                keys.push((key.into(), Value::from(text.as_str())));
+            }
+        }
         if let Some((name, _)) = TIED.iter().find(|(_, tied)| Some(*tied) == self.tied) {
             keys.push(("ggsteer.edit.tied".into(), Value::from(*name)));
         }
@@ -87,6 +134,13 @@ impl Record {
             if let Some(position) = direction.position {
                 keys.push((key("position"), Value::from(position)));
             }
+        }
+        for (i, addition) in self.additions.iter().enumerate() {
+            let key = |name: &str| format!("ggsteer.addition.{i}.{name}");
+            keys.push((key("sha256"), Value::from(addition.sha256.as_str())));
+            keys.push((key("block"), Value::from(addition.block)));
+            keys.push((key("scale"), Value::from(addition.scale)));
+            keys.push((key("tensor"), Value::from(addition.tensor.as_str())));
         }
         keys
     }
@@ -104,22 +158,55 @@ impl Record {
             let block = file.get_u32(&key("block")).ok()?;
             Some(RecordedDirection { sha256: text(&key("sha256"))?, block, position })
         };
+        let addition = |i: usize| {
+            let key = |name: &str| format!("ggsteer.addition.{i}.{name}");
+            Some(RecordedAddition {
+                sha256: text(&key("sha256"))?,
+                block: file.get_u32(&key("block")).ok()?,
+                scale: file.get_f32(&key("scale")).ok()?,
+                tensor: text(&key("tensor"))?,
+            })
+        };
+        let names = |key: &str| match file.get(key) {
+            Some(Value::Array(Array::String(names))) => Some(names.clone()),
+            _ => None,
+        };
+        let said = |key: &str| matches!(file.get(key), Some(Value::Bool(true)));
         let tied = text("ggsteer.edit.tied");
         Some(Self {
             edit: text("ggsteer.edit")?,
             version: text("ggsteer.version").unwrap_or_default(),
             source: text("ggsteer.source.fingerprint")?,
             directions: (0..).map_while(direction).collect(),
-            tensors: match file.get("ggsteer.edit.tensors") {
-                Some(Value::Array(Array::String(names))) => Some(names.clone()),
-                _ => None,
-            },
+            tensors: names("ggsteer.edit.tensors"),
+            types: names("ggsteer.edit.types"),
+            preserve_norm: said("ggsteer.edit.preserve_norm"),
+            partial: said("ggsteer.edit.partial"),
+            rounding: text("ggsteer.edit.rounding"),
+            precise: text("ggsteer.precise.fingerprint"),
+            additions: (0..).map_while(addition).collect(),
             strengths: match file.get("ggsteer.edit.strengths") {
                 Some(Value::Array(Array::F32(values))) => Some(values.clone()),
                 _ => None,
             },
             tied: TIED.iter().find(|(name, _)| tied.as_deref() == Some(name)).map(|(_, tied)| *tied),
         })
+    }
+
+    /// The writers of the model it was made from: all of them, or those that could be told where the edit was a partial
+    /// one.
+    ///
+    /// # Errors
+    /// [`ArchError`]: writers that cannot be told.
+    pub fn writers(&self, original: &Gguf) -> Result<Vec<Writer>, ArchError> {
+        if self.partial { arch::partial_writers(original) } else { arch::writers(original) }
+    }
+
+    /// The type a tensor was to have; none where the file does not say, or not of this type.
+    #[must_use]
+    pub fn type_of(&self, tensor: &str) -> Option<GgmlType> {
+        let index = self.tensors.as_ref()?.iter().position(|name| name == tensor)?;
+        GgmlType::from_name(self.types.as_ref()?.get(index)?)
     }
 
     /// How much of the edit a tensor was to get: 1 for all of it, 0 for none.
@@ -166,6 +253,23 @@ mod tests {
         record.strengths = Some(vec![1.0, 0.25]);
         assert_eq!(back(&record), record);
         assert_eq!(record.strength("b"), 0.25);
+        record.types = Some(vec!["q4_K".into(), "f16".into()]);
+        record.preserve_norm = true;
+        record.partial = true;
+        record.rounding = Some("calibrated".into());
+        record.precise = Some("f1".into());
+        let addition = |block| RecordedAddition {
+            sha256: "aa".into(),
+            block,
+            scale: -0.5,
+            tensor: "blk.1.ffn_down.bias".into(),
+        };
+        record.additions = vec![addition(1), addition(2)];
+        assert_eq!(back(&record), record);
+        assert_eq!(
+            ["a", "b", "c"].map(|n| record.type_of(n)),
+            [Some(GgmlType::Q4_K), Some(GgmlType::F16), None]
+        );
         let bare = Writer::new().key("general.architecture", "llama").header().unwrap();
         assert_eq!(Record::read(&Gguf::parse(&bare).unwrap()), None);
     }

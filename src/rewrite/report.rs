@@ -64,6 +64,13 @@ pub struct TensorReport {
     pub(super) error_x: f64,
 }
 
+impl Report {
+    /// Whether a planned tensor was edited.
+    pub(super) fn is_edited(&self, tensor: &str) -> bool {
+        self.tensors.iter().any(|t| t.name == tensor && t.edited)
+    }
+}
+
 fn displayed<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(paths.iter().map(|path| path.display().to_string()))
 }

@@ -11,8 +11,9 @@ use serde::Serialize;
 
 use super::basis::Basis;
 use super::descent::{Descent, Metric, Settings};
-use super::figures::{Meter, Part, Totals};
+use super::figures::{Part, Totals};
 use super::nearest::{Saturation, nearest};
+use super::target::{Edit, Target};
 use super::{PlannedTensor, RewriteError, Rows};
 use crate::arch::Axis;
 use crate::calibration::{Calibration, Inputs};
@@ -103,42 +104,6 @@ pub(crate) struct Slice<'a> {
     pub seed: u64,
 }
 
-/// W' of a slice, row by row, and the measure of what is written for it.
-struct Target<'a> {
-    meter: Meter<'a>,
-    axis: Axis,
-    n: usize,
-    /// ‖column of W‖ / ‖column of W − s·R(RᵀW)‖.
-    lengths: Option<Vec<f64>>,
-}
-
-impl Target<'_> {
-    fn ideal(&self, first: usize, w: &[f32]) -> Vec<f64> {
-        let mut ideal = self.meter.ideal(first, w);
-        let Some(lengths) = &self.lengths else { return ideal };
-        for (ideal, w) in ideal.chunks_exact_mut(self.n).zip(w.chunks_exact(self.n)) {
-            if self.axis == Axis::Output {
-                ideal.iter_mut().zip(lengths).for_each(|(x, length)| *x *= length);
-            } else {
-                let square = |x: f64, y: f64| x + y * y;
-                let old = w.iter().map(|x| f64::from(*x)).fold(0.0, square);
-                let new = ideal.iter().copied().fold(0.0, square);
-                let length = if new > 0.0 { (old / new).sqrt() } else { 1.0 };
-                ideal.iter_mut().for_each(|x| *x *= length);
-            }
-        }
-        ideal
-    }
-
-    fn measure(&self, first: usize, w: &[f32], ideal: &[f64], written: &[f32]) -> Part {
-        if self.lengths.is_some() {
-            self.meter.measure_against(first, w, ideal, written)
-        } else {
-            self.meter.measure(first, w, written)
-        }
-    }
-}
-
 impl<'a> Slice<'a> {
     fn axis(&self) -> Axis {
         self.planned.writer.axis
@@ -172,7 +137,7 @@ impl<'a> Slice<'a> {
             return self.nearest(grid, out);
         }
         let target = self.target(&[])?;
-        let along: f64 = target.meter.along().iter().flatten().map(|x| x * x).sum();
+        let along: f64 = target.meter().along().iter().flatten().map(|x| x * x).sum();
         if plain && self.axis() == Axis::Output && along == 0.0 {
             return self.keep(out);
         }
@@ -214,7 +179,7 @@ impl<'a> Slice<'a> {
             }
             Ok(())
         })?;
-        let totals = parts.map_or_else(Totals::default, |parts| target.meter.totals(&parts));
+        let totals = parts.map_or_else(Totals::default, |parts| target.meter().totals(&parts));
         let method = match by_codes {
             _ if plain && totals.edit == 0.0 => Method::Kept,
             Some((_, Some(_))) => Method::Descent,
@@ -253,37 +218,10 @@ impl<'a> Slice<'a> {
 
     /// W' and its measure, on `inputs` (rows of n).
     fn target(&self, inputs: &[f32]) -> Result<Target<'a>, RewriteError> {
-        let (axis, n, s) = (self.axis(), self.matrix.n, self.planned.strength);
-        let along = if axis == Axis::Output { self.weights.project(self.basis)? } else { Vec::new() };
-        let lengths = match (self.planned.preserve_norm, axis) {
-            (true, Axis::Output) => Some(self.lengths(&along)?),
-            (true, _) => Some(Vec::new()),
-            (false, _) => None,
-        };
-        Ok(Target { meter: Meter::new(self.basis, axis, n, s, along, inputs), axis, n, lengths })
-    }
-
-    fn lengths(&self, along: &[Vec<f64>]) -> Result<Vec<f64>, RewriteError> {
-        let n = self.matrix.n;
-        let mut square = vec![0.0; n];
-        let part = |_: usize, w: Vec<f32>| {
-            let mut square = vec![0.0; n];
-            for row in w.chunks_exact(n) {
-                square.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(*x).powi(2));
-            }
-            Ok(square)
-        };
-        self.weights.each(part, |part| {
-            square.iter_mut().zip(part).for_each(|(s, x)| *s += x);
-            Ok(())
-        })?;
-        let s = self.planned.strength;
-        let length = |(j, old): (usize, &f64)| {
-            let gone: f64 = along.iter().map(|a| a[j] * a[j]).sum();
-            let new = old - (2.0 * s - s * s) * gone;
-            if new > 1e-12 * old { (old / new).sqrt() } else { 1.0 }
-        };
-        Ok(square.iter().enumerate().map(length).collect())
+        let PlannedTensor { writer, strength, preserve_norm, .. } = self.planned;
+        let edit =
+            Edit { basis: self.basis, axis: writer.axis, strength: *strength, lengths: *preserve_norm };
+        Target::new(edit, &self.weights, inputs)
     }
 
     /// Encodes rows by ggml, with the importance of the inputs where there is one.
@@ -299,7 +237,9 @@ impl<'a> Slice<'a> {
             other => other,
         };
         quant::encode(ty, &rows, n, importance).map_err(|source| match source {
-            CodecError::NonFinite { row, .. } | CodecError::Range { row, .. } => self.out_of_range(first + row),
+            CodecError::NonFinite { row, .. } | CodecError::Range { row, .. } => {
+                self.out_of_range(first + row)
+            }
             source => RewriteError::Type { tensor: self.matrix.name.into(), source },
         })
     }
@@ -326,7 +266,8 @@ impl<'a> Slice<'a> {
     }
 
     fn random(&self, from: usize) -> SplitMix64 {
-        let name = self.matrix.name.bytes().fold(self.seed, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+        let name =
+            self.matrix.name.bytes().fold(self.seed, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
         SplitMix64(name ^ ((self.matrix.first_row + from) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
@@ -375,12 +316,12 @@ impl<'a> Slice<'a> {
             )?;
             starts.push(bytes);
         }
-        let metric =
-            Metric::new(&inputs.fit(self.index)?, inputs.mean_square(self.index), settings.damping);
+        let metric = Metric::new(&inputs.fit(self.index)?, inputs.mean_square(self.index), settings.damping);
         let along = narrow(self.basis);
         let mut best: Option<(f64, Vec<u8>, Saturation)> = None;
         for start in starts {
-            let (left, bytes, saturation) = self.descend_from(grid, start, &target, &metric, &along, &settings)?;
+            let (left, bytes, saturation) =
+                self.descend_from(grid, start, &target, &metric, &along, &settings)?;
             if best.as_ref().is_none_or(|(least, ..)| left < *least) {
                 best = Some((left, bytes, saturation));
             }
@@ -400,7 +341,7 @@ impl<'a> Slice<'a> {
             }
             Ok(())
         })?;
-        let totals = parts.map_or_else(Totals::default, |parts| target.meter.totals(&parts));
+        let totals = parts.map_or_else(Totals::default, |parts| target.meter().totals(&parts));
         Ok((bytes, Done { method: Method::Descent, totals, saturation }))
     }
 
@@ -450,7 +391,8 @@ impl<'a> Codes<'a> {
     fn of(grid: &'a Grid, blocks: Vec<u8>) -> Self {
         let elements = blocks.len() / grid.block_bytes() * grid.block();
         let mut codes = vec![0; elements];
-        let (mut scales, mut offsets) = (vec![0.0; elements / grid.group()], vec![0.0; elements / grid.group()]);
+        let (mut scales, mut offsets) =
+            (vec![0.0; elements / grid.group()], vec![0.0; elements / grid.group()]);
         grid.unpack(&blocks, &mut codes, &mut scales, &mut offsets);
         Self { grid, blocks, codes, scales, offsets }
     }

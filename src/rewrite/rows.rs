@@ -92,6 +92,23 @@ impl<'a> Rows<'a> {
         Ok(())
     }
 
+    /// The squares of the lengths of the slice's columns, n.
+    pub fn squares(&self) -> Result<Vec<f64>, RewriteError> {
+        let mut squares = vec![0.0; self.n];
+        let part = |_: usize, w: Vec<f32>| {
+            let mut squares = vec![0.0; self.n];
+            for row in w.chunks_exact(self.n) {
+                squares.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(*x).powi(2));
+            }
+            Ok(squares)
+        };
+        self.each(part, |part| {
+            squares.iter_mut().zip(part).for_each(|(to, from)| *to += from);
+            Ok(())
+        })?;
+        Ok(squares)
+    }
+
     /// RᵀW of the slice, k × n, for R (k × rows) = `basis`.
     pub fn project(&self, basis: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, RewriteError> {
         let mut along = vec![vec![0.0; self.n]; basis.len()];

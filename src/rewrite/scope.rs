@@ -23,7 +23,9 @@ pub enum ScopeError {
         text: String,
     },
     /// Not a number, nor numbers for blocks.
-    #[error("strength {text:?}: expected a number from 0 to 2, or one for each range of blocks, such as 0-9=0.5,10-20=1")]
+    #[error(
+        "strength {text:?}: expected a number from 0 to 2, or one for each range of blocks, such as 0-9=0.5,10-20=1"
+    )]
     Strength {
         /// What was given.
         text: String,

@@ -3,11 +3,14 @@
 
 use serde::Serialize;
 
-use super::figures::{Figures, Meter, Part, Totals};
-use super::{Plan, Record, RewriteError, Rows, Tied, orthonormal, seen_by};
+use super::editor::matching;
+use super::figures::{Figures, Part, Totals};
+use super::record::RecordedAddition;
+use super::target::{Edit, Target};
+use super::{Plan, PlannedAddition, Record, RewriteError, Rows, Tied, orthonormal, seen_by};
 use crate::arch::{self, Axis, Writer, WriterKind};
 use crate::direction::Direction;
-use crate::gguf::{GgufFile, TensorInfo, Value, fingerprint};
+use crate::gguf::{GgufFile, NewTensor, TensorInfo, Value, fingerprint};
 use crate::quant::GgmlType;
 
 /// What differs that should not.
@@ -94,6 +97,8 @@ pub struct TensorCheck {
     pub block: Option<usize>,
     /// How much of the edit it was to get: 1 all, 0 none.
     pub strength: f64,
+    /// Whether a constant was added to it besides; its figures then say little.
+    pub added: bool,
     /// Its type before.
     pub type_before: GgmlType,
     /// Its type after.
@@ -113,7 +118,8 @@ pub type HeldOut<'a, E> = dyn FnMut(&str, usize) -> Result<Vec<f32>, E> + 'a;
 /// Compares a rewritten file with the original: the figures of every writer on what both decode to, and everything that
 /// is not as `out` says of itself ([`Record`]) or that changed and should not have.
 ///
-/// `tied` says what was to be done about a tied embedding where the file does not. `held_out` gives inputs that were not
+/// With a `source`, the same model at a higher precision from which the edit started, the figures are those of the edit of
+/// its weights. `tied` says what was to be done about a tied embedding where the file does not. `held_out` gives inputs that were not
 /// used in the rewriting; `step` is called after each writer.
 ///
 /// # Errors
@@ -125,16 +131,18 @@ pub fn verify<E: From<RewriteError>>(
     out: &GgufFile,
     directions: &[Direction],
     tied: Tied,
+    source: Option<&GgufFile>,
     held_out: &mut HeldOut<'_, E>,
     step: &mut dyn FnMut(),
 ) -> Result<Verification, E> {
-    let writers = arch::writers(original).map_err(RewriteError::from)?;
+    let record = Record::read(out);
+    let writers = record.as_ref().map_or_else(|| arch::writers(original), |r| r.writers(original));
+    let writers = writers.map_err(RewriteError::from)?;
     let n_embd = original.arch().and_then(|arch| original.get_u64(&format!("{arch}.embedding_length")));
     let n_embd = n_embd.map_err(RewriteError::from)? as usize;
     let vectors: Vec<&[f32]> = directions.iter().map(|d| d.vector.as_slice()).collect();
     let basis = orthonormal(&vectors, n_embd)?;
 
-    let record = Record::read(out);
     let is_tied = arch::tied_embeddings(original);
     let tied = record.as_ref().and_then(|r| r.tied).unwrap_or(tied);
     let untied = is_tied && tied == Tied::Untie;
@@ -143,13 +151,26 @@ pub fn verify<E: From<RewriteError>>(
         _ if is_tied && tied == Tied::Skip && writer.kind == WriterKind::TokenEmbedding => 0.0,
         _ => 1.0,
     };
+    let additions = record.as_ref().map_or(&[][..], |r| &r.additions);
+    let added = |name: &str| additions.iter().any(|a| a.tensor == name);
     let edited = |name: &str| {
-        let writer = writers.iter().find(|w| w.tensor == name)?;
-        (strength(writer) != 0.0).then_some(Retyped::ToAny)
+        let writer = writers.iter().find(|w| w.tensor == name);
+        let type_of = || record.as_ref().and_then(|r| r.type_of(name)).map_or(Retyped::ToAny, Retyped::To);
+        match writer {
+            Some(writer) if strength(writer) != 0.0 => Some(type_of()),
+            _ => added(name).then_some(Retyped::ToAny),
+        }
     };
 
     let mut differences = record.as_ref().map_or(Vec::new(), |r| unlike(r, original, directions, &writers));
-    let (n_untouched, found) = compare(original, out, &edited, untied);
+    let mut extras: Vec<Extra<'_>> = Vec::new();
+    for RecordedAddition { tensor, .. } in additions {
+        let known = extras.iter().any(|e| e.name == *tensor) || original.tensor(tensor).is_some();
+        if !known {
+            extras.push(Extra { name: tensor, ne: vec![n_embd as u64], ty: GgmlType::F32, copy_of: None });
+        }
+    }
+    let (n_untouched, found) = compare(original, out, &edited, &with_head(original, untied, extras));
     differences.extend(found);
 
     let mut tensors = Vec::new();
@@ -163,7 +184,12 @@ pub fn verify<E: From<RewriteError>>(
         if before.ne == after.ne {
             let basis = seen_by(original, writer, &basis)?;
             let strength = strength(writer);
-            let totals = measure((original, before), (out, after), &basis, writer.axis, strength, held_out)?;
+            let lengths = record.as_ref().is_some_and(|r| r.preserve_norm) && writer.kind.group() != "bias";
+            let edit = Edit { basis: &basis, axis: writer.axis, strength, lengths };
+            let exact = source.map(|source| Ok((source, matching(source, before)?)));
+            let exact = exact.transpose().map_err(|e: RewriteError| E::from(e))?;
+            let weights = exact.unwrap_or((original, before));
+            let totals = measure(weights, (out, after), edit, held_out)?;
             tensors.push(TensorCheck {
                 name: writer.tensor.clone(),
                 kind: writer.kind,
@@ -171,6 +197,7 @@ pub fn verify<E: From<RewriteError>>(
                 strength,
                 type_before: before.ty,
                 type_after: after.ty,
+                added: added(&writer.tensor),
                 bytes: after.bytes,
                 bytes_changed: changed(
                     original.tensor_data(before),
@@ -215,25 +242,23 @@ fn unlike(
 
 /// The sums over all slices of a tensor.
 fn measure<E: From<RewriteError>>(
-    (original, before): (&GgufFile, &TensorInfo),
+    (file, before): (&GgufFile, &TensorInfo),
     (out, after): (&GgufFile, &TensorInfo),
-    basis: &[Vec<f64>],
-    axis: Axis,
-    strength: f64,
+    edit: Edit<'_>,
     held_out: &mut HeldOut<'_, E>,
 ) -> Result<Totals, E> {
+    let axis = edit.axis;
     let mut totals = Totals::default();
-    let slices = Rows::slices(original, before, axis);
+    let slices = Rows::slices(file, before, axis);
     for (slice, (w, written)) in slices.iter().zip(Rows::slices(out, after, axis)).enumerate() {
-        let (mut along, mut inputs) = (Vec::new(), Vec::new());
-        if axis == Axis::Output {
-            along = w.project(basis)?;
-            inputs = held_out(&before.name, slice)?;
-        }
-        let meter = Meter::new(basis, axis, w.n, strength, along, &inputs);
+        let inputs = if axis == Axis::Output { held_out(&before.name, slice)? } else { Vec::new() };
+        let target = Target::new(edit, w, &inputs)?;
         let mut sum: Option<Part> = None;
         w.each(
-            |first, rows| Ok(meter.measure(first, &rows, &written.decode(first, rows.len() / w.n)?)),
+            |first, rows| {
+                let written = written.decode(first, rows.len() / w.n)?;
+                Ok(target.measure(first, &rows, &target.ideal(first, &rows), &written))
+            },
             |part| {
                 match &mut sum {
                     None => sum = Some(part),
@@ -243,7 +268,7 @@ fn measure<E: From<RewriteError>>(
             },
         )?;
         if let Some(sum) = sum {
-            totals.add(&meter.totals(&sum));
+            totals.add(&target.meter().totals(&sum));
         }
     }
     Ok(totals)
@@ -262,10 +287,14 @@ fn changed(a: &[u8], b: &[u8], comparable: bool) -> u64 {
 /// [`VerifyError`] with the first difference.
 pub fn verify_untouched(original: &GgufFile, out: &GgufFile, plan: &Plan) -> Result<usize, VerifyError> {
     let edited = |name: &str| {
-        let planned = plan.tensors.iter().find(|p| p.writer.tensor == name)?;
-        Some(Retyped::To(planned.out_type))
+        let planned = plan.tensors.iter().find(|p| p.writer.tensor == name).map(|p| p.out_type);
+        let added = || original.tensor(name).filter(|_| plan.addition(name).is_some()).map(|t| t.ty);
+        planned.or_else(added).map(Retyped::To)
     };
-    let (compared, differences) = compare(original, out, &edited, plan.unties());
+    let biases: Vec<NewTensor> = plan.new_biases().map(PlannedAddition::new_tensor).collect();
+    let extras = biases.iter().map(|b| Extra { name: &b.name, ne: b.ne.clone(), ty: b.ty, copy_of: None });
+    let (compared, differences) =
+        compare(original, out, &edited, &with_head(original, plan.unties(), extras.collect()));
     differences.into_iter().next().map_or(Ok(compared), Err)
 }
 
@@ -275,13 +304,31 @@ enum Retyped {
     ToAny,
 }
 
-/// The number of tensors compared, and everything that differs outside the `edited` ones. With `untied` the original
-/// embedding must stand as `output.weight` behind the tensors.
+/// A tensor that stands behind those of the original.
+struct Extra<'a> {
+    name: &'a str,
+    ne: Vec<u64>,
+    ty: GgmlType,
+    /// The tensor whose bytes it has; any bytes where there is none.
+    copy_of: Option<&'a TensorInfo>,
+}
+
+/// With the embedding in front, where it was untied.
+fn with_head<'a>(original: &'a GgufFile, untied: bool, mut extras: Vec<Extra<'a>>) -> Vec<Extra<'a>> {
+    if let Some(info) = original.tensor("token_embd.weight").filter(|_| untied) {
+        let (ne, ty) = (info.shape().to_vec(), info.ty);
+        extras.insert(0, Extra { name: "output.weight", ne, ty, copy_of: Some(info) });
+    }
+    extras
+}
+
+/// The number of tensors compared, and everything that differs outside the `edited` ones. The `extras` must stand behind
+/// the tensors.
 fn compare(
     original: &GgufFile,
     out: &GgufFile,
     edited: &dyn Fn(&str) -> Option<Retyped>,
-    untied: bool,
+    extras: &[Extra<'_>],
 ) -> (usize, Vec<VerifyError>) {
     let mut differences = Vec::new();
     // Of a split model, the number of tensors follows from them, and they are compared below.
@@ -296,31 +343,33 @@ fn compare(
         }
     }
 
-    let embedding = if untied { original.tensor("token_embd.weight") } else { None };
     let n = original.tensors().len();
     let mut compared = 0;
-    for index in 0..out.tensors().len().max(n + usize::from(embedding.is_some())) {
-        // What stands here in the original; behind its tensors, the embedding under its new name.
-        let (old, name) = match original.tensors().get(index) {
-            Some(info) => (Some(info), info.name.as_str()),
-            None => (embedding.filter(|_| index == n), "output.weight"),
-        };
-        let new = out.tensors().get(index);
-        let edit = if index < n { edited(name) } else { None };
+    for index in 0..out.tensors().len().max(n + extras.len()) {
+        let (old, new) = (original.tensors().get(index), out.tensors().get(index));
+        let extra = index.checked_sub(n).and_then(|i| extras.get(i));
+        let edit = old.and_then(|old| edited(&old.name));
         let any = matches!(edit, Some(Retyped::ToAny));
-        let describe = |t: &TensorInfo, name: &str, ty: GgmlType| {
+        let describe = |name: &str, shape: &[u64], ty: GgmlType| {
             let ty = if any { String::new() } else { format!(" {ty}") };
-            format!("{name} {:?}{ty}", t.shape())
+            format!("{name} {shape:?}{ty}")
         };
-        let nothing = || "nothing".to_string();
-        let wanted = |t: &TensorInfo| if let Some(Retyped::To(ty)) = edit { ty } else { t.ty };
-        let expected = old.map_or_else(nothing, |t| describe(t, name, wanted(t)));
-        let found = new.map_or_else(nothing, |t| describe(t, &t.name, t.ty));
+        let expected = match (old, extra) {
+            (Some(t), _) => {
+                let ty = if let Some(Retyped::To(ty)) = edit { ty } else { t.ty };
+                describe(&t.name, t.shape(), ty)
+            }
+            (None, Some(e)) => describe(e.name, &e.ne, e.ty),
+            (None, None) => "nothing".into(),
+        };
+        let found = new.map_or_else(|| "nothing".into(), |t| describe(&t.name, t.shape(), t.ty));
         if expected != found {
             differences.push(VerifyError::Tensors { index, expected, found });
             continue;
         }
-        let (Some(old), Some(new), None) = (old, new, edit) else { continue };
+        // What stands here in the original, or under another name.
+        let same = old.filter(|_| edit.is_none()).or_else(|| extra.and_then(|e| e.copy_of));
+        let (Some(old), Some(new)) = (same, new) else { continue };
         if let Some(at) = original.first_difference(old, (out, new)) {
             differences.push(VerifyError::Bytes { name: new.name.clone(), at });
             continue;

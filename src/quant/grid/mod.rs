@@ -136,9 +136,9 @@ impl Grid {
     /// # Panics
     /// If the lengths do not belong to the same number of blocks.
     pub fn decode(&self, bytes: &[u8], values: &mut [f32]) {
-        assert_eq!(values.len(), self.blocks(bytes) * self.block, "one value an element");
         // Some blocks at a time: enough to amortise the calls, few enough to stay near.
         const SOME: usize = 1024;
+        assert_eq!(values.len(), self.blocks(bytes) * self.block, "one value an element");
         let (mut codes, mut scales, mut offsets) = ([0; SOME], [0.0; SOME / 16], [0.0; SOME / 16]);
         let some = SOME / self.block * self.bytes;
         for (bytes, values) in bytes.chunks(some).zip(values.chunks_mut(SOME)) {

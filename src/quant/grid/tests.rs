@@ -146,6 +146,56 @@ proptest! {
             rescale_once(ty, grid, &bytes, group, scale, offset);
         }
     }
+
+    #[test]
+    fn stretching_multiplies_one_shared_field_to_the_nearest_half(
+        seed in prop::collection::vec(any::<u8>(), 210),
+        factor in 0.0f32..3.0,
+    ) {
+        for (ty, grid) in all() {
+            for field in 0..grid.n_shared() {
+                stretch_once(ty, grid, &blocks(&seed, ty, grid, 1), field, factor);
+            }
+        }
+    }
+}
+
+/// A shared field once multiplied: the nearest half, its scales or offsets with it, nothing else.
+fn stretch_once(ty: GgmlType, grid: &Grid, block: &[u8], field: usize, factor: f32) {
+    let before = unpacked(grid, block);
+    let mut written = block.to_vec();
+    let got = grid.stretch(&mut written, field, factor);
+    let after = unpacked(grid, &written);
+    assert_eq!(values(grid, &after), decoded(ty, &written, after.codes.len()), "{ty}: values");
+    assert!(validate(ty, &written), "{ty}: ggml refuses the field");
+    assert_eq!(after.codes, before.codes, "{ty}: codes");
+    let at = halves(ty)[field];
+    let rest = |block: &[u8]| [&block[..at], &block[at + 2..]].concat();
+    assert_eq!(rest(&written), rest(block), "{ty}: other bytes");
+
+    let half = |block: &[u8]| half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+    let (old, new) = (half(block), half(&written));
+    let far = |x: f32| (f64::from(x) - f64::from(old * factor)).abs();
+    let nearest = every_half().map(far).fold(f64::INFINITY, f64::min);
+    assert_eq!(far(new), nearest, "{ty}: {old} times {factor} became {new}");
+    assert_eq!(got, if old == 0.0 { 1.0 } else { new / old }, "{ty}: what is returned is what is written");
+    let groups = [(&before.scales, &after.scales), (&before.offsets, &after.offsets)];
+    for (kind, (before, after)) in groups.into_iter().enumerate() {
+        for (before, after) in before.iter().zip(after) {
+            if kind != field {
+                assert_eq!(before.to_bits(), after.to_bits(), "{ty}: the other field");
+            } else if old != 0.0 {
+                // The field's own part is exact; its product with the group's multiple is rounded.
+                let wanted = f64::from(*before) * f64::from(new) / f64::from(old);
+                let tolerance = 2e-7 * wanted.abs() + 1e-44;
+                assert!((f64::from(*after) - wanted).abs() <= tolerance, "{ty}: {before} became {after}");
+            }
+        }
+    }
+}
+
+fn every_half() -> impl Iterator<Item = f32> {
+    (0..=u16::MAX).map(|bits| half::f16::from_bits(bits).to_f32()).filter(|x| x.is_finite())
 }
 
 fn rescale_once(ty: GgmlType, grid: &Grid, bytes: &[u8], group: usize, scale: f32, offset: f32) {
@@ -176,9 +226,7 @@ fn representable(ty: GgmlType, grid: &Grid, bytes: &[u8], group: usize) -> (Vec<
     let a_block = grid.block() / grid.group();
     let block = &bytes[group / a_block * grid.block_bytes()..][..grid.block_bytes()];
     let half = |at: usize| half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
-    let every_half = || -> Vec<f32> {
-        (0..=u16::MAX).map(|bits| half::f16::from_bits(bits).to_f32()).filter(|x| x.is_finite()).collect()
-    };
+    let every_half = || -> Vec<f32> { every_half().collect() };
     let times = |range: std::ops::RangeInclusive<i32>, unit: f32| -> Vec<f32> {
         range.map(|k| k as f32 * unit).collect()
     };
@@ -284,6 +332,32 @@ fn scales_that_cannot_be_had_change_nothing_or_the_most_they_can() {
         assert!(scale.is_finite() && validate(ty, &bytes), "{ty}");
         // A super-block whose own scale is 0 has nothing to multiply.
         assert_eq!(bytes == zeros, !halves(ty).is_empty() && grid.group() < grid.block(), "{ty}");
+    }
+}
+
+#[test]
+fn shared_fields_are_the_halves_and_those_without_a_multiple_stay() {
+    for (ty, grid) in all() {
+        assert_eq!(grid.n_shared(), halves(ty).len(), "{ty}");
+        for field in 0..grid.n_shared() {
+            let at = halves(ty)[field];
+            // Zero, minus zero, infinity, no number.
+            for bits in [0x0000u16, 0x8000, 0x7c00, 0xfc00, 0x7e00] {
+                let mut bytes = vec![0x5a; grid.block_bytes()];
+                bytes[at..at + 2].copy_from_slice(&bits.to_le_bytes());
+                let before = bytes.clone();
+                assert_eq!(grid.stretch(&mut bytes, field, 1.25), 1.0, "{ty}: {bits:x}");
+                assert_eq!(bytes, before, "{ty}: {bits:x}");
+            }
+            // No further than the largest half, and nowhere with a factor that is no number.
+            let mut bytes = vec![0x5a; grid.block_bytes()];
+            bytes[at..at + 2].copy_from_slice(&half::f16::MAX.to_le_bytes());
+            for factor in [2.0, f32::NAN, f32::INFINITY] {
+                let before = bytes.clone();
+                assert_eq!(grid.stretch(&mut bytes, field, factor), 1.0, "{ty}: {factor}");
+                assert_eq!(bytes, before, "{ty}: {factor}");
+            }
+        }
     }
 }
 

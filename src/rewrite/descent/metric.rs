@@ -86,7 +86,13 @@ impl Metric {
         let rows = part.len() / width.max(1);
         let mut out = vec![0.0; rows * self.rank];
         let factor = view(&self.factor[first * self.rank..][..width * self.rank], width, self.rank);
-        general_mat_mul(1.0, &view(part, rows, width), &factor, 0.0, &mut view_mut(&mut out, rows, self.rank));
+        general_mat_mul(
+            1.0,
+            &view(part, rows, width),
+            &factor,
+            0.0,
+            &mut view_mut(&mut out, rows, self.rank),
+        );
         out
     }
 
@@ -104,13 +110,7 @@ impl Metric {
         let (b, rows) = (columns.len(), at.len() / columns.len().max(1));
         let factor = self.gather(columns);
         let factor = view(&factor, b, self.rank);
-        general_mat_mul(
-            1.0,
-            &view(image, rows, self.rank),
-            &factor.t(),
-            0.0,
-            &mut view_mut(out, rows, b),
-        );
+        general_mat_mul(1.0, &view(image, rows, self.rank), &factor.t(), 0.0, &mut view_mut(out, rows, b));
         if !self.is_dense() {
             let d: Vec<f32> = columns.iter().map(|&j| self.diagonal[j]).collect();
             for (g, e) in out.chunks_exact_mut(b).zip(at.chunks_exact(b)) {
@@ -154,7 +154,11 @@ impl Metric {
 
     /// v H vᵀ from v's product.
     pub fn square(&self, product: &[f32], first: usize, v: &[f32]) -> f64 {
-        if self.is_dense() { dot(&product[first..], v) } else { self.inner(product, first, v, product, v) }
+        if self.is_dense() {
+            dot(&product[first..][..v.len()], v)
+        } else {
+            self.inner(product, first, v, product, v)
+        }
     }
 
     /// Adds t v to the row whose image this is.

@@ -1,5 +1,7 @@
 //! One row's steps within a batch of columns.
 #![forbid(unsafe_code)]
+// What `wide` is to compile for the processor's vectors must be inlined into it.
+#![allow(clippy::inline_always)]
 
 use crate::quant::{Grid, wide};
 
@@ -168,9 +170,9 @@ impl Row {
         let s = if upward { self.up[c] } else { self.down[c] };
         self.gain -= f64::from(s) * f64::from(2.0 * self.gradient[c] + s * self.weight * self.curvature[c]);
         let h = &block[c * BATCH..][..BATCH];
-        for k in 0..BATCH {
-            self.shift[k] += s * h[k];
-            self.gradient[k] += s * self.weight * h[k];
+        for ((shift, gradient), h) in self.shift.iter_mut().zip(&mut self.gradient).zip(h) {
+            *shift += s * h;
+            *gradient += s * self.weight * h;
         }
         self.codes[c] = if upward { self.codes[c] + 1 } else { self.codes[c] - 1 };
         self.steps.push((c, s));

@@ -1,0 +1,95 @@
+//! What the benches on the sample model share: its prompts, its direction, its writers' inputs.
+
+// Each bench includes this module whole and uses its own part of it.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ggsteer::activations::{Contrast, measure, shared_positions};
+use ggsteer::arch;
+use ggsteer::calibration::{self, Calibration, Origin, Target};
+use ggsteer::direction::{Direction, Provenance};
+use ggsteer::evaluate::Markers;
+use ggsteer::evaluate::run::Set;
+use ggsteer::gguf::GgufFile;
+use ggsteer::intervention::Intervention;
+use ggsteer::prompts::PromptSet;
+use ggsteer::runtime::{Model, ModelOptions, Prompt, Session, SessionOptions};
+use ggsteer::select::grid::{filter, find_refusal_tokens, score};
+use ggsteer::select::{Rules, choose};
+
+/// The tokens of an answer: in calibration and in evaluation.
+pub const ANSWER: [usize; 2] = [16, 48];
+
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("gguf-samples")
+}
+
+pub fn f16() -> PathBuf {
+    folder().join("lorekeeper-7m-f16.gguf")
+}
+
+pub fn load(path: &Path) -> Model {
+    Model::load(path, &ModelOptions::default()).unwrap()
+}
+
+/// One thread: a model this small is fastest so.
+pub fn session(model: &Model) -> Session<'_> {
+    let options = SessionOptions { n_ctx: 8192, n_batch: 512, n_seq: 32, n_threads: 1, exact: false };
+    Session::new(model, options).unwrap()
+}
+
+/// \[restricted, ordinary\] of a part of the sample's prompts.
+pub fn sets(model: &Model, part: &str) -> [Set; 2] {
+    ["restricted", "ordinary"].map(|kind| {
+        let path = folder().join("prompts").join(format!("{kind}-{part}.txt"));
+        let texts = PromptSet::load(&path.display().to_string()).unwrap().prompts;
+        let prompts: Vec<Prompt> = texts.iter().map(|text| model.prompt(text).unwrap()).collect();
+        Set { texts, prompts }
+    })
+}
+
+/// Measured on the training prompts, chosen on the validation prompts.
+pub fn direction(model: &Model) -> Direction {
+    let mut session = session(model);
+    let [harmful, harmless] = sets(model, "train");
+    let n_pos = shared_positions(harmful.prompts.iter().chain(&harmless.prompts));
+    let mut mean = |set: &Set| measure(&mut session, &set.prompts, n_pos, None, &mut || ()).unwrap();
+    let contrast = Contrast {
+        harmful: mean(&harmful),
+        harmless: mean(&harmless),
+        source: Provenance { architecture: Some(model.architecture()), ..Provenance::default() },
+    };
+    let [harmful, harmless] = sets(model, "validation").map(|set| set.prompts);
+    let tokens =
+        find_refusal_tokens(&mut session, &harmful, &harmless, &Markers::default(), &mut || ()).unwrap();
+    let kept = filter(&mut session, &harmful, &harmless, &tokens).unwrap();
+    let candidates = score(&mut session, &contrast, &kept, &tokens, &mut || ()).unwrap();
+    let chosen = choose(&candidates, model.n_block(), &Rules::default()).chosen.expect("a direction");
+    let (position, block) = (candidates[chosen].position, candidates[chosen].layer.block().unwrap());
+    let meta = Provenance { position: Some(position), ..contrast.source.clone() };
+    Direction::new(contrast.difference(position, block), block, meta).unwrap()
+}
+
+pub fn ablation(direction: &Direction) -> Arc<Intervention> {
+    Arc::new(Intervention::ablate(&[&direction.vector]).unwrap())
+}
+
+/// The writers' inputs under ablation, on the training prompts and the answers to them.
+pub fn calibration(model: &Model, direction: &Direction, seed: u64) -> Calibration {
+    let file = GgufFile::open(model.path()).unwrap();
+    let targets = Target::of(&file, &arch::writers(&file).unwrap());
+    let [harmful, harmless] = sets(model, "train");
+    let options = calibration::Options { seed, generated: ANSWER[0], ..calibration::Options::default() };
+    calibration::collect(
+        &mut session(model),
+        [&harmful.prompts, &harmless.prompts],
+        &targets,
+        Some(&ablation(direction)),
+        &options,
+        Origin::default(),
+        &mut || (),
+    )
+    .unwrap()
+}
