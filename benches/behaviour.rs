@@ -1,7 +1,7 @@
 //! Whether the rewritten file behaves like the ablation at run time, type by type, on the sample model.
 //!
 //! `cargo bench --bench behaviour [TYPE…]`. For each type: the sample is quantized by llama.cpp, the direction measured
-//! and chosen on that very file, its writers' inputs sampled on the training prompts under ablation; then the direction is
+//! and chosen on that very file (where the rules leave none of its candidates, at the place chosen on F16), its writers' inputs sampled on the training prompts under ablation; then the direction is
 //! written out by descent, three times with another seed of sampling and descent, and once by re-encoding. Measured on the
 //! final prompts, which nothing was chosen on: refusals by the hook and by the file, first-token KL(hook ‖ file) on both
 //! sets, and beside it KL(F16 ‖ quantized), both plain.
@@ -35,6 +35,7 @@ fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let full = sample::load(&sample::f16());
     let sets = sample::sets(&full, "final");
+    let chosen = sample::direction(&full, None);
     let full = logits(&full, &sets, None);
     println!(
         "{:<8} {:>8} {:>18} {:>11}   {:>25} {:>9}   {:>25} {:>9}   {:>17}",
@@ -53,17 +54,17 @@ fn main() {
         "type", "hook %", "3 seeds %", "%", "3 seeds", "", "3 seeds", "", "restr. / ordin."
     );
     for name in TYPES.iter().filter(|ty| wanted.is_empty() || wanted.iter().any(|w| w == *ty)) {
-        of_type(name, &full);
+        of_type(name, &full, &chosen);
     }
 }
 
-fn of_type(name: &str, full: &Logits) {
+fn of_type(name: &str, full: &Logits, chosen: &Direction) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("quantized.gguf");
     let options = QuantizeOptions { n_threads: 1, ..QuantizeOptions::default() };
     quantize(&sample::f16(), &path, FileType::from_name(name).unwrap(), &options).unwrap();
     let model = sample::load(&path);
-    let direction = sample::direction(&model);
+    let direction = sample::direction(&model, Some(chosen));
     let ablation = sample::ablation(&direction);
     let sets = sample::sets(&model, "final");
     let quantized = distances(full, &logits(&model, &sets, None));

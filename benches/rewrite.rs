@@ -19,10 +19,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ggsteer::gguf::GgufFile;
+use ggsteer::arch;
+use ggsteer::calibration::{self, Collector, Origin, Target};
+use ggsteer::direction::Provenance;
+use ggsteer::gguf::{GgufFile, fingerprint};
 use ggsteer::output::OutputFile;
 use ggsteer::quant::{decode, encode};
+use ggsteer::random::SplitMix64;
 use ggsteer::rewrite::{How, Options, Plan, execute};
+use ggsteer::runtime::{Site, Token};
 use rayon::prelude::*;
 use support::writer::{self, Info, Type, Value};
 
@@ -32,8 +37,11 @@ const N_EMBD: usize = 4096;
 const BLOCK: f64 = 131e6;
 const REST: f64 = 182e6;
 
-/// Ways of rewriting: a name and the flags of `ggsteer orthogonalize`.
-const WAYS: [(&str, &[&str]); 1] = [("uncalibrated", &["--uncalibrated"])];
+/// Ways of rewriting: a name and the flags of `ggsteer orthogonalize`, run in the bench's folder.
+const WAYS: [(&str, &[&str]); 2] = [
+    ("uncalibrated", &["--uncalibrated"]),
+    ("calibrated, 256 samples a tensor", &["--calibration", "calibration.gguf"]),
+];
 
 /// Where all happens: on the disk of the build, where there is room.
 struct Bench {
@@ -64,6 +72,7 @@ impl Bench {
         bench.need((2.2 * (REST + n_layer * BLOCK)) as u64);
         support::tiny::wide_q4_k_m(&bench.model, n_layer as usize, 1).unwrap();
         write_direction(&bench.direction);
+        write_calibration(&bench.model, &bench.folder.path().join("calibration.gguf"));
         // Its pages are written, and stay in memory.
         fs::File::open(&bench.model).unwrap().sync_all().unwrap();
         std::io::copy(&mut fs::File::open(&bench.model).unwrap(), &mut std::io::sink()).unwrap();
@@ -102,6 +111,7 @@ impl Bench {
         let _ = fs::remove_file(&self.out);
         let start = Instant::now();
         let mut child = Command::new(env!("CARGO_BIN_EXE_ggsteer"))
+            .current_dir(self.folder.path())
             .arg("orthogonalize")
             .arg(&self.model)
             .arg("--direction")
@@ -159,6 +169,33 @@ impl Bench {
         }
         start.elapsed().as_secs_f64()
     }
+}
+
+/// Random inputs for every writer: what they are makes no difference to the time.
+fn write_calibration(model: &Path, path: &Path) {
+    const TOKENS: usize = 64;
+    let file = GgufFile::open(model).unwrap();
+    let targets = Target::of(&file, &arch::writers(&file).unwrap());
+    let sequences: Vec<Vec<Token>> =
+        (0..10).map(|i| (0..TOKENS).map(|t| Token((i * TOKENS + t) as i32)).collect()).collect();
+    let options = calibration::Options { rows: Some(256), ..calibration::Options::default() };
+    let mut collector = Collector::new(&targets, [&sequences[..5], &sequences[5..]], &options);
+    let mut random = SplitMix64(7);
+    for target in &targets {
+        for job in 0..sequences.len() {
+            for position in 1..=TOKENS as i32 {
+                let row: Vec<f32> = (0..target.n_in).map(|_| (random.unit() - 0.5) as f32).collect();
+                collector.add(job, -position, Site::WriterInput(&target.tensor), &row);
+            }
+        }
+    }
+    let source = Provenance {
+        architecture: file.arch().ok().map(Into::into),
+        model_fingerprint: Some(fingerprint(&file)),
+        ..Provenance::default()
+    };
+    let calibration = collector.finish(Origin { source, ..Origin::default() }).unwrap();
+    calibration.save_to(OutputFile::create(path, false, &[]).unwrap()).unwrap();
 }
 
 /// A control vector for block 1 of a llama.
@@ -242,6 +279,8 @@ fn main() {
             encode / edited * 1e9,
             encode / edit
         );
+        let descent = median(ways[1].iter().zip(&untouched).map(|(run, copy)| run.seconds - copy));
+        println!("calibrated (over the copy): {:.2} times the decoding and encoding", descent / encode);
         per_gigabyte.push((bytes, median(ways[0].iter().map(|run| run.seconds)) / bytes * 1e9));
     }
     println!("\nuncalibrated, seconds a GB of file:");

@@ -30,7 +30,7 @@ use ggsteer::rewrite::{Figures, How, Meter, Options, Plan, Rounding, Settings, e
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let model = sample::load(&sample::f16());
-    let direction = sample::direction(&model);
+    let direction = sample::direction(&model, None);
     let calibration = sample::calibration(&model, &direction, 1);
     let folder = tempfile::tempdir().unwrap();
     println!("direction of block {}; 16 matrices, 256 wide; inputs under ablation", direction.block);

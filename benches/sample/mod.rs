@@ -50,8 +50,9 @@ pub fn sets(model: &Model, part: &str) -> [Set; 2] {
     })
 }
 
-/// Measured on the training prompts, chosen on the validation prompts.
-pub fn direction(model: &Model) -> Direction {
+/// Measured on the training prompts, chosen on the validation prompts; where the rules leave no candidate of this model,
+/// measured where `other` (position and block) was chosen.
+pub fn direction(model: &Model, other: Option<&Direction>) -> Direction {
     let mut session = session(model);
     let [harmful, harmless] = sets(model, "train");
     let n_pos = shared_positions(harmful.prompts.iter().chain(&harmless.prompts));
@@ -66,8 +67,13 @@ pub fn direction(model: &Model) -> Direction {
         find_refusal_tokens(&mut session, &harmful, &harmless, &Markers::default(), &mut || ()).unwrap();
     let kept = filter(&mut session, &harmful, &harmless, &tokens).unwrap();
     let candidates = score(&mut session, &contrast, &kept, &tokens, &mut || ()).unwrap();
-    let chosen = choose(&candidates, model.n_block(), &Rules::default()).chosen.expect("a direction");
-    let (position, block) = (candidates[chosen].position, candidates[chosen].layer.block().unwrap());
+    let chosen = choose(&candidates, model.n_block(), &Rules::default()).chosen;
+    let chosen = chosen.map(|i| (candidates[i].position, candidates[i].layer.block().unwrap()));
+    let given = other.map(|d| (d.meta.position.unwrap(), d.block));
+    let (position, block) = chosen.or(given).expect("a candidate that survives the rules");
+    if chosen.is_none() {
+        println!("no candidate survives the rules here: measured at position {position}, block {block}");
+    }
     let meta = Provenance { position: Some(position), ..contrast.source.clone() };
     Direction::new(contrast.difference(position, block), block, meta).unwrap()
 }

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
-use ggsteer::direction::Direction;
+use anyhow::{Context, Result, bail};
+use ggsteer::direction::{Direction, Provenance};
 use ggsteer::evaluate::Markers;
 use ggsteer::evaluate::run::{Answer, Evaluation, Options, Set};
 use ggsteer::gguf::GgufFile;
@@ -16,17 +16,19 @@ use ggsteer::runtime::Model;
 use serde::Serialize;
 
 use super::args::{
-    MarkerArgs, PromptArgs, RunArgs, Sets, at_least_one, check_length, describe, longest, tokenize,
+    MarkerArgs, PromptArgs, RunArgs, Sets, at_least_one, check_length, describe, direction, longest, tokenize,
 };
+use super::calibrate::{CalibrationArgs, Prompts};
 use super::evaluate::{Base, evaluate, evaluation_table};
-use super::orthogonalize::TiedArg;
+use super::rewrite::{Job, RewriteArgs, Rewritten, SourceArgs, check_calibration, rewrite};
 use super::select::{Chosen, TokenArgs};
 use super::steps;
-use super::ui::{Ui, bytes};
+use super::ui::Ui;
 
 /// Measure the direction, choose it, write it out of the model, and prove it, in one go
 ///
-/// Of each prompt set, a fifth (by --seed) is kept for choosing and a fifth for evaluating; the rest is measured on.
+/// Of each prompt set, a fifth (by --seed) is kept for choosing and a fifth for evaluating; the rest is measured on, and
+/// run again with the direction ablated, to round quantized matrices for the inputs they will get.
 ///
 /// Example: ggsteer abliterate model.gguf --harmful a.txt --harmless b.txt -o out.gguf
 #[derive(Debug, clap::Args)]
@@ -36,6 +38,18 @@ pub struct Args {
     model: PathBuf,
     #[command(flatten)]
     prompts: PromptArgs,
+    /// Take this direction, in place of measuring and choosing one
+    #[arg(long, value_name = "DIRECTION", conflicts_with = "refusal_token")]
+    direction: Option<PathBuf>,
+    /// Which block's direction to take from a file that holds several
+    #[arg(long, value_name = "IL", requires = "direction")]
+    block: Option<usize>,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
+    #[command(flatten)]
+    rewrite: RewriteArgs,
+    #[command(flatten)]
+    source: SourceArgs,
     /// Where to write the new model
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
@@ -45,13 +59,10 @@ pub struct Args {
     /// Overwrite existing outputs
     #[arg(long)]
     force: bool,
-    /// What to do with a token embedding that is the output head too
-    #[arg(long, value_enum, default_value_t = TiedArg::Edit)]
-    tied: TiedArg,
     /// The most tokens of an answer in the evaluation
     #[arg(short = 'n', long, value_name = "N", default_value_t = 100, value_parser = at_least_one)]
     max_tokens: usize,
-    /// Seed of the split of the prompt sets
+    /// Seed of the split of the prompt sets, of the sample of inputs and of the order in which they are rounded for
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
@@ -74,15 +85,17 @@ struct Output<'a> {
     before: &'a Evaluation,
     ablated: &'a Evaluation,
     after: &'a Evaluation,
-    max_leak: f64,
-    n_edited: usize,
-    n_untouched: usize,
+    #[serde(flatten)]
+    rewritten: &'a Rewritten,
 }
 
 impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
+        self.calibration.check(false)?;
         let [harmful, harmless] = self.prompts.paths();
-        let inputs = [&self.model, harmful, harmless];
+        let mut inputs: Vec<&Path> = vec![&self.model, harmful, harmless];
+        inputs.extend(self.calibration.paths());
+        inputs.extend(self.source.source.iter().chain(&self.direction).map(PathBuf::as_path));
         let out = OutputFile::create(&self.output, self.force, &inputs)?;
         let out_direction = (self.save_direction.as_ref())
             .map(|path| OutputFile::create(path, self.force, &inputs))
@@ -90,6 +103,7 @@ impl Args {
         if self.save_direction.as_ref() == Some(&self.output) {
             bail!("{}: both --output and --save-direction", self.output.display());
         }
+        let out_calibration = self.calibration.sample.create(&self.output, self.force, &inputs)?;
         let sets = self.prompts.load()?;
         let markers = self.markers.load()?;
         let (harmful, harmless) = (split(&sets.harmful, self.seed)?, split(&sets.harmless, self.seed)?);
@@ -99,55 +113,78 @@ impl Args {
         describe(ui, &model);
         // What would only come to light after the measuring: a file that cannot be rewritten, answers that do not fit.
         let file = GgufFile::open(&self.model)?;
-        steps::plan(&file, &[vec![1.0; model.n_embd()]], self.tied.into())?;
+        let given = self.direction.as_deref().map(|path| direction(path, self.block, &model)).transpose()?;
+        let any = || Direction::new(vec![1.0; model.n_embd()], 0, Provenance::default());
+        let trial = self.rewrite.plan(&file, &[given.clone().map_or_else(any, Ok)?])?;
+        check_calibration(&trial, &self.calibration, true)?;
+        let source = self.source.open()?;
+        if let Some(source) = &source {
+            trial.check_source(&file, source).with_context(|| source.path().display().to_string())?;
+        }
+        let writers = ggsteer::arch::partial_writers(&file)?;
+        let loaded = self.calibration.load(&file, &writers)?;
         out.check_parts(file.n_parts(), &file.paths())?;
         for set in [&harmful, &harmless].into_iter().flatten() {
             check_length(&model, longest([&tokenize(&model, set)?]).saturating_add(self.max_tokens))?;
         }
         let tokens = self.tokens.load(&model)?;
-        let found = find(ui, &self.run, &model, &train, &validation, &markers, tokens)?;
+        let direction = match given {
+            Some(direction) => direction,
+            None => find(ui, &self.run, &model, &train, &validation, &markers, tokens)?.direction,
+        };
         if let Some(out) = out_direction {
-            found.direction.save_to(out)?;
+            direction.save_to(out)?;
         }
-        let (_, report) = steps::orthogonalize(
-            ui,
-            &self.model,
-            std::slice::from_ref(&found.direction),
-            self.tied.into(),
-            out,
-        )?;
+        let directions = std::slice::from_ref(&direction);
+        let plan = self.rewrite.plan(&file, directions)?;
+        let collected =
+            plan.needs_calibration().is_some() && loaded.is_none() && !self.calibration.uncalibrated;
+        let calibration = if collected || out_calibration.is_some() {
+            let by = Prompts { sets: &train, directions, seed: self.seed };
+            Some(self.calibration.collect(ui, &self.run, &model, &file, &by, out_calibration)?)
+        } else {
+            loaded
+        };
+        let job = Job {
+            calibration: calibration.as_ref(),
+            uncalibrated: self.calibration.uncalibrated,
+            source: source.as_ref(),
+            max_growth: self.rewrite.max_growth,
+            seed: self.seed,
+            ..Job::new(&file, directions, plan)
+        };
+        let rewritten = rewrite(ui, job, out)?;
         let options = Options { max_tokens: self.max_tokens, markers };
-        let proof = prove(ui, &self.run, &model, &found.direction, &report.files[0], &test, &options)?;
+        let written = &rewritten.report.files[0];
+        let proof = prove(ui, &self.run, &model, &direction, written, &test, &options)?;
         let output = Output {
             model: self.model.display().to_string(),
-            output: report.files[0].display().to_string(),
+            output: written.display().to_string(),
             n_train: [train.harmful.len(), train.harmless.len()],
             n_validation: [validation.harmful.len(), validation.harmless.len()],
             n_test: [test.harmful.len(), test.harmless.len()],
             seed: self.seed,
-            direction: Chosen::of(&found.direction),
+            direction: Chosen::of(&direction),
             before: &proof.before.0,
             ablated: &proof.ablated.0,
             after: &proof.after.0,
-            max_leak: report.max_leak,
-            n_edited: report.n_edited,
-            n_untouched: report.n_untouched,
+            rewritten: &rewritten,
         };
         ui.print(&output, || {
             let d = &output.direction;
-            let rows = [("before", output.before), ("run-time ablation", output.ablated), ("written file", output.after)];
+            let rows = [
+                ("before", output.before),
+                ("run-time ablation", output.ablated),
+                ("written file", output.after),
+            ];
             format!(
-                "direction: output of block {}, position {}, length {:.3}\n{}\n{} tensors rewritten, {} byte-identical; \
-                 largest leak {:.5}; {} written to {}\n",
+                "direction: output of block {}, position {}, length {:.3}\n{}\n{}{}",
                 d.block,
                 d.position.unwrap_or(-1),
                 d.raw_norm,
                 evaluation_table(&rows),
-                report.n_edited,
-                report.n_untouched,
-                report.max_leak,
-                bytes(report.file_size),
-                output.output
+                rewritten.table(),
+                rewritten.summary()
             )
         })
     }

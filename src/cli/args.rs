@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
+use ggsteer::activations::{Contrast, ContrastError};
 use ggsteer::direction::Direction;
 use ggsteer::evaluate::refusals::Markers;
 use ggsteer::evaluate::run::Set;
@@ -98,6 +99,28 @@ pub struct PromptArgs {
     pub limit: Option<usize>,
 }
 
+/// The two prompt sets, where they may be missing.
+#[derive(Debug, Clone, Default, Args)]
+pub struct OptionalPromptArgs {
+    /// Prompts that show the behaviour, to collect a calibration with: txt (one a line), json, jsonl or csv, with :COLUMN
+    #[arg(long, visible_alias = "positive", value_name = "FILE[:COLUMN]", requires = "harmless")]
+    pub harmful: Option<String>,
+    /// Prompts that do not
+    #[arg(long, visible_alias = "negative", value_name = "FILE[:COLUMN]", requires = "harmful")]
+    pub harmless: Option<String>,
+    /// Take the first N of each set
+    #[arg(long, value_name = "N", value_parser = at_least_one, requires = "harmful")]
+    pub limit: Option<usize>,
+}
+
+impl OptionalPromptArgs {
+    /// Both, where they were given.
+    pub fn both(&self) -> Option<PromptArgs> {
+        let (harmful, harmless) = (self.harmful.clone()?, self.harmless.clone()?);
+        Some(PromptArgs { harmful, harmless, limit: self.limit })
+    }
+}
+
 /// Two prompt sets as read.
 pub struct Sets {
     pub harmful: PromptSet,
@@ -180,17 +203,20 @@ pub struct DirectionArgs {
     /// Which block's direction to take from a file that holds several
     #[arg(long, value_name = "IL")]
     pub block: Option<usize>,
+    /// Make the direction orthogonal to the harmless mean at its position and block, of what `ggsteer extract` measured
+    #[arg(long, value_name = "DIRS")]
+    pub project_out_harmless: Option<PathBuf>,
 }
 
 impl DirectionArgs {
-    /// Their files.
+    /// All files they are made from.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.direction.iter().map(PathBuf::as_path)
+        self.direction.iter().chain(&self.project_out_harmless).map(PathBuf::as_path)
     }
 
     /// Their files as the user named them.
     pub fn names(&self) -> Vec<String> {
-        self.paths().map(|p| p.display().to_string()).collect()
+        self.direction.iter().map(|p| p.display().to_string()).collect()
     }
 
     /// Reads them, checked against the model file they are for.
@@ -198,13 +224,48 @@ impl DirectionArgs {
         let at = || file.path().display().to_string();
         let arch = file.arch().with_context(at)?.to_string();
         let n_embd = ModelSummary::new(file).with_context(at)?.n_embd as usize;
-        let load = |path: &Path| -> Result<Direction> {
+        let contrast = self.project_out_harmless.as_deref().map(|path| Ok((path, Contrast::load(path)?)));
+        let contrast = contrast.transpose().map_err(|e: ContrastError| anyhow!(e))?;
+        let load = |path: &PathBuf| -> Result<Direction> {
             let direction = Direction::load(path, self.block)?;
             direction.check_model(&arch, n_embd)?;
-            Ok(direction)
+            match &contrast {
+                None => Ok(direction),
+                Some((path, contrast)) => {
+                    orthogonal(&direction, contrast).with_context(|| path.display().to_string())
+                }
+            }
         };
-        self.paths().map(|path| load(path).with_context(|| path.display().to_string())).collect()
+        self.direction.iter().map(|path| load(path).with_context(|| path.display().to_string())).collect()
     }
+}
+
+/// `direction` without what it shares with the harmless mean where it was measured.
+fn orthogonal(direction: &Direction, contrast: &Contrast) -> Result<Direction> {
+    let (n_pos, n_block, n_embd) = contrast.harmless.shape();
+    let Some(position) = direction.meta.position else {
+        bail!(
+            "the direction does not say at which position it was measured, so it cannot be made orthogonal to the harmless \
+             mean there; take one of `ggsteer select`"
+        );
+    };
+    let found = direction.vector.len();
+    ensure!(
+        n_embd == found,
+        "means of n_embd {n_embd}, the direction has {found}: measured on another model"
+    );
+    let (theirs, ours) = (&contrast.source.architecture, &direction.meta.architecture);
+    if let (Some(theirs), Some(ours)) = (theirs, ours) {
+        ensure!(theirs == ours, "means of architecture {theirs:?}, the direction is of {ours:?}");
+    }
+    let measured = (-(n_pos as i32)..0).contains(&position) && direction.block < n_block;
+    ensure!(
+        measured,
+        "no mean at position {position} of block {}, where the direction was measured: it has positions −1 to −{n_pos} of \
+         {n_block} blocks",
+        direction.block
+    );
+    Ok(direction.without(&contrast.harmless.mean(position, direction.block))?)
 }
 
 /// A remark on what a model is.

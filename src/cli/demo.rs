@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use ggsteer::direction::Direction;
 use ggsteer::evaluate::Markers;
 use ggsteer::evaluate::run::{Answer, Evaluation, Options};
+use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::{PromptSet, overlap};
@@ -16,10 +17,10 @@ use serde::Serialize;
 
 use super::abliterate::{find, prove};
 use super::args::{RunArgs, Sets, at_least_one, describe};
+use super::calibrate::{ANSWER_TOKENS, CalibrationArgs, Prompts};
 use super::evaluate::{evaluate, evaluation_table};
-use super::orthogonalize::TiedArg;
+use super::rewrite::{Job, RewriteArgs, rewrite};
 use super::select::Chosen;
-use super::steps;
 use super::ui::{Ui, table};
 
 /// Show the whole story on the sample model: measure, choose, erase, induce, rewrite, prove
@@ -63,6 +64,8 @@ struct Output<'a> {
     added: &'a Evaluation,
     after: &'a Evaluation,
     max_leak: f64,
+    max_data_leak: Option<f64>,
+    max_edit_error: Option<f64>,
     checks: &'a [Check],
 }
 
@@ -118,11 +121,18 @@ impl Args {
         let direction = &found.direction;
         direction.save(folder.join("direction.gguf"), true)?;
 
-        ui.note("2. write a new file whose weights are orthogonal to it");
+        ui.note("2. write a new file whose weights are orthogonal to it, rounded for the inputs of the training prompts");
         let written = folder.join("lorekeeper-7m-rewritten.gguf");
         let out = OutputFile::create(&written, true, &[&path])?;
-        let (_, report) =
-            steps::orthogonalize(ui, &path, std::slice::from_ref(direction), TiedArg::Edit.into(), out)?;
+        let file = GgufFile::open(&path)?;
+        let directions = std::slice::from_ref(direction);
+        let calibration = CalibrationArgs { answer_tokens: ANSWER_TOKENS, ..CalibrationArgs::default() };
+        let by = Prompts { sets: &train, directions, seed: 0 };
+        let calibration = calibration.collect(ui, &self.run, &model, &file, &by, None)?;
+        let plan = RewriteArgs::default().plan(&file, directions)?;
+        let job = Job { calibration: Some(&calibration), ..Job::new(&file, directions, plan) };
+        let rewritten = rewrite(ui, job, out)?;
+        let report = &rewritten.report;
 
         ui.note(&format!("3. ask the {} prompts: plain, direction erased, rewritten file, a random direction erased, direction added", self.set));
         let options = Options { max_tokens: self.max_tokens, markers };
@@ -148,6 +158,8 @@ impl Args {
             added: &added.0,
             after,
             max_leak: report.max_leak,
+            max_data_leak: rewritten.max_data_leak,
+            max_edit_error: rewritten.max_edit_error,
             checks: &checks,
         };
         ui.print(&output, || {
@@ -164,7 +176,7 @@ impl Args {
             });
             format!(
                 "\ndirection: output of block {}, position {}, length {:.2}; best of {} candidates:\n{}\n{}\n{}\n\
-                 rewritten: {} tensors, {} byte-identical, largest leak {:.5}\n\n{}",
+                 {}\n{}",
                 d.block,
                 d.position.unwrap_or(-1),
                 d.raw_norm,
@@ -177,9 +189,7 @@ impl Args {
                     ("rewritten file", &proof.after.1),
                     ("direction added", &added.1),
                 ]),
-                report.n_edited,
-                report.n_untouched,
-                report.max_leak,
+                rewritten.summary(),
                 table(&["", "claim", "found"], 2, marks)
             )
         })?;

@@ -11,6 +11,7 @@ mod generate;
 mod inspect;
 mod orthogonalize;
 mod quantize;
+mod rewrite;
 mod select;
 mod steps;
 mod ui;

@@ -1,7 +1,5 @@
 //! The steps of the pipeline with their progress, as several subcommands take them.
 
-use std::path::Path;
-
 use anyhow::{Context, Result, bail};
 use ggsteer::activations::{Contrast, measure as measure_set, shared_positions};
 use ggsteer::calibration::Collector;
@@ -9,15 +7,13 @@ use ggsteer::direction::{Direction, Provenance, Scores};
 use ggsteer::evaluate::Markers;
 use ggsteer::evaluate::run::Set;
 use ggsteer::gguf::{GgufFile, fingerprint};
-use ggsteer::output::OutputFile;
-use ggsteer::rewrite::{self, How, Options, Plan, Record, Report, RewriteError, Rounding, Tied};
 use ggsteer::runtime::Model;
 use ggsteer::select::grid::{self, RefusalTokens};
 use ggsteer::select::{Candidate, Rules, Selection, Verdict, choose};
 use serde::Serialize;
 
 use super::args::{PARALLEL, RunArgs, Sets, longest};
-use super::ui::{Ui, bytes, table, warn};
+use super::ui::{Ui, table, warn};
 
 /// Where directions measured on `model` with `sets` come from.
 pub fn source(model: &Model, sets: &Sets) -> Result<Provenance> {
@@ -180,67 +176,4 @@ impl Choice {
         });
         table(&["", "position", "block", "paper layer", "bypass", "induce", "KL"], 1, rows)
     }
-}
-
-/// What erasing `directions` from `file` would change, or why it cannot be done.
-pub fn plan(file: &GgufFile, directions: &[Vec<f32>], tied: Tied) -> Result<Plan> {
-    Plan::new(file, directions, Options { tied, ..Options::default() })
-        .with_context(|| file.path().display().to_string())
-}
-
-/// Rewrites `input` into `out` with `direction` erased from every writer; a warning where much of it is left.
-pub fn orthogonalize(
-    ui: Ui,
-    input: &Path,
-    directions: &[Direction],
-    tied: Tied,
-    out: OutputFile,
-) -> Result<(Plan, Report)> {
-    let at = || input.display().to_string();
-    let file = GgufFile::open(input).with_context(at)?;
-    let vectors: Vec<Vec<f32>> = directions.iter().map(|d| d.vector.clone()).collect();
-    let plan = plan(&file, &vectors, tied)?;
-    let path = out.path().to_path_buf();
-    let bar = ui.progress(plan.tensors.len(), "rewriting");
-    let keys = Record::new("orthogonalize", &file, directions).of_plan(&plan).keys();
-    let how = How { rounding: Rounding::Nearest, ..How::default() };
-    let written = rewrite::execute(&file, &plan, &how, out, &keys, &mut |p| bar.inc(u64::from(p.edited)));
-    let written = written.map_err(|error| match error {
-        // Names the output, and the input is not to blame.
-        RewriteError::Output(_) | RewriteError::Write(_) => error.into(),
-        _ => anyhow::Error::from(error).context(at()),
-    })?;
-    bar.finish_and_clear();
-    rewrite::verify_untouched(&file, written.file(), &plan).with_context(|| path.display().to_string())?;
-    let report = written.commit()?;
-    if report.max_leak > MAX_LEAK {
-        let worst = report.tensors.iter().filter(|t| t.figures.leak > MAX_LEAK);
-        warn(&format!(
-            "re-encoding snapped part of the edit back: {} of {} tensors keep more than 1 % of the direction, the worst \
-             {:.1} %. The file behaves like a partial ablation; measure it with `ggsteer evaluate`, or start from a \
-             file of more bits",
-            worst.count(),
-            report.n_edited,
-            100.0 * report.max_leak
-        ));
-    }
-    Ok((plan, report))
-}
-
-/// A leak that is worth a warning.
-const MAX_LEAK: f64 = 0.01;
-
-/// The rewritten tensors with what is left in them.
-pub fn leak_table(report: &Report) -> String {
-    let rows = report.tensors.iter().map(|t| {
-        vec![
-            t.name.clone(),
-            t.r#type.to_string(),
-            format!("{:.5}", t.figures.leak),
-            format!("{:.4}", t.figures.distance),
-            format!("{:.4}", t.figures.share),
-            bytes(t.bytes),
-        ]
-    });
-    table(&["tensor", "type", "leak", "distance", "share", "size"], 2, rows)
 }

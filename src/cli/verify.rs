@@ -10,7 +10,7 @@ use ggsteer::rewrite::{self, Record, TensorCheck, Verification};
 use serde::Serialize;
 
 use super::args::DirectionArgs;
-use super::orthogonalize::TiedArg;
+use super::rewrite::{TiedArg, types};
 use super::ui::{Ui, percent, table, warn};
 
 /// Measure what is left of the direction in a rewritten model, and prove that nothing else changed
@@ -133,15 +133,10 @@ fn describe(output: &Output) -> String {
     let verification = output.verification;
     let known = |x: Option<f64>| x.map_or("–".to_string(), |x| format!("{x:.4}"));
     let rows = verification.tensors.iter().map(|t| {
-        let ty = if t.type_before == t.type_after {
-            t.type_after.to_string()
-        } else {
-            format!("{} → {}", t.type_before, t.type_after)
-        };
         let f = &t.figures;
         vec![
             t.name.clone(),
-            ty,
+            types(t.type_before, t.type_after),
             if t.strength == 1.0 { "all".into() } else { percent(t.strength) },
             format!("{:.5}", f.leak),
             known(f.data_leak),

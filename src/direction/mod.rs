@@ -147,6 +147,25 @@ impl Direction {
         self.vector.iter().map(|x| (f64::from(*x) / norm) as f32).collect()
     }
 
+    /// This direction less what lies along `other` (n_embd): r − m(m·r)/(m·m).
+    ///
+    /// # Errors
+    /// [`DirectionError::Width`]; [`DirectionError::Zero`] where nothing is left, [`DirectionError::NotFinite`].
+    pub fn without(&self, other: &[f64]) -> Result<Self, DirectionError> {
+        let (expected, found) = (self.vector.len(), other.len());
+        if expected != found {
+            return Err(DirectionError::Width { expected, found });
+        }
+        let square: f64 = other.iter().map(|m| m * m).sum();
+        let along: f64 = self.vector.iter().zip(other).map(|(x, m)| f64::from(*x) * m).sum();
+        let factor = if square == 0.0 { 0.0 } else { along / square };
+        let vector =
+            self.vector.iter().zip(other).map(|(x, m)| (f64::from(*x) - factor * m) as f32).collect();
+        let left = Self::new(vector, self.block, self.meta.clone())?;
+        // What is left of a vector along `other` is rounding alone.
+        if left.norm() < 1e-5 * self.norm() { Err(DirectionError::Zero) } else { Ok(left) }
+    }
+
     fn check(&self) -> Result<(), DirectionError> {
         if let Some((index, value)) = self.vector.iter().enumerate().find(|(_, x)| !x.is_finite()) {
             return Err(DirectionError::NotFinite { index, value: *value });

@@ -8,7 +8,7 @@ use std::io::Write;
 use super::basis::{Basis, seen_by};
 use super::figures::Totals;
 use super::nearest::Saturation;
-use super::round::{Done, How, Method, Slice, descend_all};
+use super::round::{Done, How, Method, Rounding, Slice, descend_all};
 use super::{Plan, PlannedTensor, RewriteError, Rows, TensorReport};
 use crate::arch::Axis;
 use crate::gguf::{GgufFile, TensorInfo};
@@ -168,7 +168,9 @@ impl Slice<'_> {
             ty: self.planned.out_type,
         };
         let matrix = self.planned.writer.axis == Axis::Output;
-        if matrix && self.inputs.is_none() && (self.descends() || self.planned.out_type.needs_importance()) {
+        let anew = self.planned.is_encoded_anew() && self.rounding != Rounding::Reencode;
+        let needed = self.descends() || anew || self.planned.out_type.needs_importance();
+        if matrix && self.inputs.is_none() && needed {
             return Err(uncalibrated());
         }
         Ok(())

@@ -10,6 +10,7 @@ mod addition;
 mod basis;
 mod descent;
 mod editor;
+mod estimate;
 mod execute;
 mod figures;
 mod grow;
@@ -26,6 +27,7 @@ mod verify;
 
 pub use addition::PlannedAddition;
 pub use descent::Settings;
+pub use estimate::estimate;
 pub use execute::{Progress, Written, execute};
 pub use figures::{Figures, Meter, Part, Totals};
 pub use grow::{Grown, Growth, grow};

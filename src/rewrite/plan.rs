@@ -221,11 +221,13 @@ impl Plan {
             let (Some(ours), Some(theirs)) = (ours.first(), theirs.first()) else { continue };
             let n = ours.rows.min(16);
             let (ours, theirs) = (ours.decode(0, n)?, theirs.decode(0, n)?);
+            // Zeros would be as near.
             let square = |x: f32| f64::from(x).powi(2);
             let apart: f64 = ours.iter().zip(&theirs).map(|(a, b)| square(a - b)).sum();
-            let size: f64 = ours.iter().map(|x| square(*x)).sum();
+            let size: f64 = theirs.iter().map(|x| square(*x)).sum();
             if apart > size {
-                let found = format!("a distance of {:.2} in the first rows", (apart / size).sqrt());
+                let found =
+                    format!("others: {:.2} of their size away in the first rows", (apart / size).sqrt());
                 return wrong(&what, "the same weights, more exact".into(), found);
             }
         }
