@@ -26,7 +26,7 @@ use ggsteer::gguf::{GgufFile, fingerprint};
 use ggsteer::output::OutputFile;
 use ggsteer::quant::{decode, encode};
 use ggsteer::random::SplitMix64;
-use ggsteer::rewrite::{How, Options, Plan, Rounding, execute};
+use ggsteer::rewrite::{How, Options, Plan, execute};
 use ggsteer::runtime::{Site, Token};
 use rayon::prelude::*;
 use support::writer::{self, Info, Type, Value};
@@ -142,7 +142,7 @@ impl Bench {
         let file = GgufFile::open(&self.model).unwrap();
         let plan = Plan::new(&file, &[], Options::default()).unwrap();
         let out = OutputFile::create(&self.out, false, &[&self.model]).unwrap();
-        execute(&file, &plan, &reencode(), out, &[], &mut |_| {}).unwrap();
+        execute(&file, &plan, &How::default(), out, &[], &mut |_| {}).unwrap().commit().unwrap();
         start.elapsed().as_secs_f64()
     }
 
@@ -287,9 +287,4 @@ fn main() {
     for (bytes, seconds) in per_gigabyte {
         println!("{:>8.2} GB{seconds:>8.2}", bytes / 1e9);
     }
-}
-
-/// By ggml's own quantizer.
-fn reencode() -> How<'static> {
-    How { rounding: Rounding::Reencode, ..How::default() }
 }

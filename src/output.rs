@@ -15,7 +15,12 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use std::thread::JoinHandle;
+
 use tempfile::TempPath;
+
+/// Bytes written after which they are sent to the disk.
+const SYNC: u64 = 64 << 20;
 
 /// Why an output file could not be begun or finished.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +85,9 @@ pub struct OutputFile {
     file: BufWriter<File>,
     /// Bytes written.
     position: u64,
+    /// Bytes that the disk has, or will have when `syncing` is done.
+    synced: u64,
+    syncing: Option<JoinHandle<io::Result<()>>>,
     /// Whether the file system can share blocks with a file it was asked about.
     can_share: Option<bool>,
     /// Where the bytes are until then; gone when dropped.
@@ -144,8 +152,18 @@ impl OutputFile {
         })?;
         // Apart, for the errors of a `NamedTempFile` name the temporary file.
         let (file, temporary) = file.into_parts();
-        let file = BufWriter::with_capacity(1 << 20, file);
-        Ok(Self { path: at(), folder, force, file, position: 0, can_share: None, temporary })
+        let file = BufWriter::with_capacity(1 << 16, file);
+        Ok(Self {
+            path: at(),
+            folder,
+            force,
+            file,
+            position: 0,
+            synced: 0,
+            syncing: None,
+            can_share: None,
+            temporary,
+        })
     }
 
     /// The path this file will have.
@@ -189,8 +207,28 @@ impl OutputFile {
         Ok(())
     }
 
+    /// Sends what was written to the disk while more is written, so that in the end there is little to wait for.
+    fn sync_meanwhile(&mut self) -> io::Result<()> {
+        if self.position - self.synced < SYNC || self.syncing.as_ref().is_some_and(|sync| !sync.is_finished())
+        {
+            return Ok(());
+        }
+        self.synced()?;
+        let file = self.file.get_ref().try_clone()?;
+        self.synced = self.position;
+        self.syncing = Some(std::thread::spawn(move || file.sync_data()));
+        Ok(())
+    }
+
+    /// Waits for the sync under way. An error is told but once by the system: it must not get lost.
+    fn synced(&mut self) -> io::Result<()> {
+        let Some(syncing) = self.syncing.take() else { return Ok(()) };
+        syncing.join().unwrap_or_else(|_| Err(io::Error::other("the sync was interrupted")))
+    }
+
     fn sync(&mut self) -> Result<(), OutputError> {
         self.file.flush().map_err(|source| self.fail("write", source))?;
+        self.synced().map_err(|source| self.fail("sync", source))?;
         self.file.get_ref().sync_all().map_err(|source| self.fail("sync", source))
     }
 
@@ -228,6 +266,7 @@ impl Write for OutputFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = self.file.write(bytes).map_err(|e| named(&self.path, &e))?;
         self.position += n as u64;
+        self.sync_meanwhile().map_err(|e| named(&self.path, &e))?;
         Ok(n)
     }
 

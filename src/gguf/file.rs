@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::split::Split;
@@ -215,8 +216,8 @@ impl GgufFile {
         let sides = [(self, info), other];
         let [a, b] = sides.map(|(file, info)| file.tensor_data(info));
         let common = a.len().min(b.len());
-        for start in (0..common).step_by(PIECE) {
-            let end = common.min(start + PIECE);
+        let differs = (0..common.div_ceil(PIECE)).into_par_iter().find_map_first(|piece| {
+            let (start, end) = (piece * PIECE, common.min((piece + 1) * PIECE));
             let (a, b) = (&a[start..end], &b[start..end]);
             if a != b {
                 return a.iter().zip(b).position(|(x, y)| x != y).map(|at| start + at);
@@ -225,8 +226,9 @@ impl GgufFile {
                 let at = file.data_range(info).start;
                 file.parts[info.part].release(at + start..at + end);
             }
-        }
-        (a.len() != b.len()).then_some(common)
+            None
+        });
+        differs.or((a.len() != b.len()).then_some(common))
     }
 }
 

@@ -64,13 +64,13 @@ impl OutputFile {
         self.flush()?;
         let mut from = at;
         while from < at + len {
-            let left = (at + len - from).min(1 << 30) as usize;
+            let left = (at + len - from).min(1 << 26) as usize;
             match rustix::fs::copy_file_range(file, Some(&mut from), self.file.get_ref(), None, left) {
-                Ok(1..) => {}
+                Ok(n @ 1..) => self.position += n as u64,
                 Ok(0) | Err(_) => break,
             }
+            self.sync_meanwhile()?;
         }
-        self.position += from - at;
         Ok(from - at)
     }
 

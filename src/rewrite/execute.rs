@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
+use std::thread::{self, ScopedJoinHandle};
 
 use super::editor::Editor;
 use super::{How, Plan, Report, RewriteError, TensorReport, header};
@@ -138,24 +139,28 @@ fn stream(
             });
             data_end = file.data_range(info).end;
             if planned.is_some() || addition.is_some() {
-                to.copy(file.data_range(info).start)?;
-                part.prefetch(file.data_range(info));
-                let mut sink = Sink { to: &mut to, given: 0 };
                 let ty = planned.map_or(info.ty, |planned| planned.out_type);
-                match addition {
-                    None => report.tensors.push(edit(&info.name, &mut sink)?),
-                    Some(addition) => {
-                        // A bias: small enough to be held.
-                        let mut bytes = Vec::new();
-                        if planned.is_some() {
-                            report.tensors.push(edit(&info.name, &mut bytes)?);
-                        } else {
-                            bytes.extend(file.tensor_data(info));
+                part.prefetch(file.data_range(info));
+                thread::scope(|scope| {
+                    let start = file.data_range(info).start;
+                    let to = &mut to;
+                    let copying = scope.spawn(move || to.copy(start).map(|()| to));
+                    let mut sink = Sink { copying: Some(copying), to: None, given: 0 };
+                    match addition {
+                        None => report.tensors.push(edit(&info.name, &mut sink)?),
+                        Some(addition) => {
+                            // A bias: small enough to be held.
+                            let mut bytes = Vec::new();
+                            if planned.is_some() {
+                                report.tensors.push(edit(&info.name, &mut bytes)?);
+                            } else {
+                                bytes.extend(file.tensor_data(info));
+                            }
+                            sink.write_all(&addition.add_to(ty, &bytes)?)?;
                         }
-                        sink.write_all(&addition.add_to(ty, &bytes)?)?;
                     }
-                }
-                sink.finish(info, ty)?;
+                    sink.finish(info, ty)
+                })?;
             }
             bytes_done += info.bytes;
         }
@@ -205,7 +210,7 @@ struct Through<'a> {
 
 impl Through<'_> {
     /// Copies the input up to `end`, as far as it is not dealt with.
-    fn copy(&mut self, end: usize) -> Result<(), RewriteError> {
+    fn copy(&mut self, end: usize) -> io::Result<()> {
         if end > self.at {
             self.shared += self.out.append(self.part.file(), self.part.bytes(), self.at..end)?;
             self.part.release(self.at..end);
@@ -222,16 +227,27 @@ impl Through<'_> {
     }
 }
 
-/// Where the new bytes of the tensor at `to.at` go.
-struct Sink<'a, 'b> {
-    to: &'a mut Through<'b>,
+/// Where the new bytes of a tensor go. What lies before it is copied meanwhile: an edit has much to read before it writes.
+struct Sink<'s, 'a> {
+    copying: Option<ScopedJoinHandle<'s, io::Result<&'s mut Through<'a>>>>,
+    to: Option<&'s mut Through<'a>>,
     given: u64,
 }
 
-impl Sink<'_, '_> {
+impl<'s, 'a> Sink<'s, 'a> {
+    /// The part, at the tensor.
+    fn ready(&mut self) -> io::Result<&mut &'s mut Through<'a>> {
+        if let Some(copying) = self.copying.take() {
+            self.to =
+                Some(copying.join().unwrap_or_else(|_| Err(io::Error::other("the copy was interrupted")))?);
+        }
+        self.to.as_mut().ok_or_else(|| io::Error::other("the copy had failed"))
+    }
+
     /// Checks that all came, and passes over the tensor in the input.
-    fn finish(self, info: &TensorInfo, ty: GgmlType) -> Result<(), RewriteError> {
-        let Self { to, given } = self;
+    fn finish(mut self, info: &TensorInfo, ty: GgmlType) -> Result<(), RewriteError> {
+        let given = self.given;
+        let to = self.ready()?;
         let tensor = NewTensor { name: info.name.clone(), ne: info.shape().to_vec(), ty };
         let expected = tensor.bytes()?;
         if given != expected {
@@ -251,21 +267,22 @@ impl Sink<'_, '_> {
 
 impl Write for Sink<'_, '_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.to.out.write(bytes)?;
-        let before = self.given / RELEASE;
-        self.given += n as u64;
-        let now = self.given / RELEASE;
+        let given = self.given;
+        let to = self.ready()?;
+        let n = to.out.write(bytes)?;
+        let (before, now) = (given / RELEASE, (given + n as u64) / RELEASE);
         if now > before {
             // An edit reads about as far as it writes, and what it still needs it can read again.
             let range = (before * RELEASE) as usize..(now * RELEASE) as usize;
-            let end = self.to.part.bytes().len();
-            self.to.part.release((self.to.at + range.start).min(end)..(self.to.at + range.end).min(end));
+            let end = to.part.bytes().len();
+            to.part.release((to.at + range.start).min(end)..(to.at + range.end).min(end));
         }
+        self.given += n as u64;
         Ok(n)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.to.out.flush()
+        self.ready()?.out.flush()
     }
 }
 

@@ -25,7 +25,7 @@ use super::figures::Totals;
 use super::rows::Rows;
 use crate::arch::Axis;
 use crate::quant::{Grid, wide};
-use round::{PIECE, Rounder, Work, lanes, sum};
+use round::{PIECE, Rounder, Tally, Work, lanes, sum};
 
 /// Elements rounded at a time, about.
 const CHUNK: usize = 1 << 19;
@@ -99,26 +99,29 @@ fn by_output(
     let rounder = Rounder::new(grid, &along);
     // RᵀŴ: starts as RᵀW, and each chunk adds what it moved.
     let mut left = along.clone();
-    let make = |&(first, bytes): &(usize, &[u8])| {
-        let mut bytes = bytes.to_vec();
-        let mut work = Work::new(grid, matrix.n);
-        let mut moved = vec![vec![0.0; matrix.n]; basis.len()];
+    let make = |first: usize, chunk: &mut Chunk| {
+        let Chunk { bytes, work, moved, .. } = chunk;
+        moved.resize(basis.len(), Vec::new());
+        for moved in &mut *moved {
+            moved.clear();
+            moved.resize(matrix.n, 0.0);
+        }
         for (i, row) in bytes.chunks_exact_mut(matrix.row_bytes()).enumerate() {
             let factors: Vec<f64> = basis.iter().map(|r| r[first + i]).collect();
-            rounder.row(row, &factors, &mut work, |piece, change| {
+            rounder.row(row, &factors, work, |piece, change| {
                 for (moved, factor) in moved.iter_mut().zip(&factors) {
                     let moved = &mut moved.as_chunks_mut::<PIECE>().0[piece];
                     *moved = array::from_fn(|i| moved[i] + factor * change[i]);
                 }
             });
         }
-        Ok((bytes, work.tally, moved))
+        Ok(())
     };
-    pipeline(&chunks(&matrix), &make, |(bytes, tally, moved)| {
-        out.write_all(&bytes)?;
-        sums.off += tally.off;
-        saturation.add(tally.saturation);
-        for (left, moved) in left.iter_mut().zip(&moved) {
+    pipeline(&matrix, grid, &make, |chunk| {
+        out.write_all(&chunk.bytes)?;
+        sums.off += chunk.work.tally.off;
+        saturation.add(chunk.work.tally.saturation);
+        for (left, moved) in left.iter_mut().zip(&chunk.moved) {
             add(left, moved);
         }
         Ok(())
@@ -137,23 +140,22 @@ fn by_row(
 ) -> Result<(Totals, Saturation), RewriteError> {
     let rounder = Rounder::new(grid, basis);
     let gram: Vec<Vec<f64>> = basis.iter().map(|p| basis.iter().map(|q| dot(p, q)).collect()).collect();
-    let make = |&(first, bytes): &(usize, &[u8])| {
-        let mut bytes = bytes.to_vec();
-        let mut work = Work::new(grid, matrix.n);
-        let mut sums = Totals::default();
-        let mut w = vec![0.0; matrix.n];
+    let make = |first: usize, chunk: &mut Chunk| {
+        let Chunk { bytes, work, sums, row: w, .. } = chunk;
+        *sums = Totals::default();
+        w.resize(matrix.n, 0.0);
         for (i, row) in bytes.chunks_exact_mut(matrix.row_bytes()).enumerate() {
-            grid.decode(row, &mut w);
-            let weight = square(&w);
+            grid.decode(row, w);
+            let weight = square(w);
             if !weight.is_finite() {
                 matrix.decode(first + i, 1)?;
             }
             sums.weight += weight;
-            let along: Vec<f64> = basis.iter().map(|r| mixed_dot(&w, r)).collect();
+            let along: Vec<f64> = basis.iter().map(|r| mixed_dot(w, r)).collect();
             sums.before += dot(&along, &along);
             sums.edit += gram.iter().zip(&along).map(|(g, a)| a * dot(g, &along)).sum::<f64>();
             let mut left = along.clone();
-            rounder.row(row, &along, &mut work, |piece, change| {
+            rounder.row(row, &along, work, |piece, change| {
                 for (left, r) in left.iter_mut().zip(basis) {
                     let along: [f64; PIECE] = array::from_fn(|i| change[i] * r[piece * PIECE + i]);
                     *left += sum(&along);
@@ -161,15 +163,15 @@ fn by_row(
             });
             sums.after += dot(&left, &left);
         }
-        Ok((bytes, sums, work.tally))
+        Ok(())
     };
     let mut sums = Totals::default();
     let mut saturation = Saturation::default();
-    pipeline(&chunks(&matrix), &make, |(bytes, part, tally)| {
-        out.write_all(&bytes)?;
-        sums.add(&part);
-        sums.off += tally.off;
-        saturation.add(tally.saturation);
+    pipeline(&matrix, grid, &make, |chunk| {
+        out.write_all(&chunk.bytes)?;
+        sums.add(&chunk.sums);
+        sums.off += chunk.work.tally.off;
+        saturation.add(chunk.work.tally.saturation);
         Ok(())
     })?;
     sums.off = (sums.off + sums.edit).max(0.0);
@@ -262,26 +264,60 @@ fn chunks<'a>(matrix: &Rows<'a>) -> Vec<(usize, &'a [u8])> {
     matrix.data.chunks(bytes).enumerate().map(|(i, b)| (i * rows, b)).collect()
 }
 
-/// Makes parts in parallel and takes them in order, the next ones being made meanwhile.
-fn pipeline<I: Sync, T: Send>(
-    items: &[I],
-    make: &(impl Fn(&I) -> Result<T, RewriteError> + Sync),
-    mut take: impl FnMut(T) -> Result<(), RewriteError>,
+/// Some rows, and what came of them. Made once and used again: fresh memory is slow.
+struct Chunk {
+    bytes: Vec<u8>,
+    work: Work,
+    /// Rᵀ(Ŵ − W) of the rows, k × n.
+    moved: Vec<Vec<f64>>,
+    /// A row, decoded.
+    row: Vec<f32>,
+    sums: Totals,
+}
+
+/// Gives `make` each chunk of the matrix, many at once, with its first row; then `take`, in order, while the next ones
+/// are being made.
+fn pipeline(
+    matrix: &Rows<'_>,
+    grid: &Grid,
+    make: &(impl Fn(usize, &mut Chunk) -> Result<(), RewriteError> + Sync),
+    mut take: impl FnMut(&Chunk) -> Result<(), RewriteError>,
 ) -> Result<(), RewriteError> {
-    let batch = |items: &[I]| items.par_iter().map(make).collect::<Result<Vec<T>, _>>();
-    let mut batches = items.chunks(BATCH);
-    let mut ready = batches.next().map(batch);
-    while let Some(parts) = ready {
-        let parts = parts?;
-        let next = batches.next();
-        let mut made = None;
+    let all = chunks(matrix);
+    let new = || Chunk {
+        bytes: Vec::new(),
+        work: Work::new(grid, matrix.n),
+        moved: Vec::new(),
+        row: Vec::new(),
+        sums: Totals::default(),
+    };
+    let batch = |items: &[(usize, &[u8])], to: &mut Vec<Chunk>| {
+        to.resize_with(items.len(), new);
+        let made: Vec<_> = to
+            .par_iter_mut()
+            .zip(items)
+            .map(|(chunk, (first, bytes))| {
+                chunk.bytes.clear();
+                chunk.bytes.extend_from_slice(bytes);
+                chunk.work.tally = Tally::default();
+                make(*first, chunk)
+            })
+            .collect();
+        // The first error in order, whichever came first in time.
+        made.into_iter().collect::<Result<(), RewriteError>>()
+    };
+    let (mut ready, mut spare) = (Vec::new(), Vec::new());
+    let mut batches = all.chunks(BATCH);
+    batches.next().map_or(Ok(()), |items| batch(items, &mut ready))?;
+    while !ready.is_empty() {
+        let mut made = Ok(());
         rayon::in_place_scope(|scope| {
-            if let Some(items) = next {
-                scope.spawn(|_| made = Some(batch(items)));
-            }
-            parts.into_iter().try_for_each(&mut take)
+            let (made, next, spare) = (&mut made, batches.next().unwrap_or_default(), &mut spare);
+            scope.spawn(move |_| *made = batch(next, spare));
+            ready.iter().try_for_each(&mut take)
         })?;
-        ready = made;
+        made?;
+        std::mem::swap(&mut ready, &mut spare);
     }
     Ok(())
 }
