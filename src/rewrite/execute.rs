@@ -236,12 +236,12 @@ struct Sink<'s, 'a> {
 
 impl<'s, 'a> Sink<'s, 'a> {
     /// The part, at the tensor.
-    fn ready(&mut self) -> io::Result<&mut &'s mut Through<'a>> {
+    fn ready(&mut self) -> io::Result<&mut Through<'a>> {
         if let Some(copying) = self.copying.take() {
             self.to =
                 Some(copying.join().unwrap_or_else(|_| Err(io::Error::other("the copy was interrupted")))?);
         }
-        self.to.as_mut().ok_or_else(|| io::Error::other("the copy had failed"))
+        self.to.as_deref_mut().ok_or_else(|| io::Error::other("the copy had failed"))
     }
 
     /// Checks that all came, and passes over the tensor in the input.

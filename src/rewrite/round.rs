@@ -302,6 +302,7 @@ impl<'a> Slice<'a> {
         let (Rounding::Descent(settings), Some(grid)) = (self.rounding, self.grid()) else {
             unreachable!("asked for only where it descends");
         };
+        let settings = settings.for_size(self.matrix.n * self.matrix.rows);
         let inputs = self.inputs.ok_or_else(|| RewriteError::Uncalibrated {
             tensor: self.matrix.name.into(),
             ty: self.planned.out_type,

@@ -52,6 +52,18 @@ pub struct Settings {
     pub tolerance: f64,
 }
 
+impl Settings {
+    /// Elements of a matrix from which on a sweep takes seconds, and the sweeps that such a matrix gets.
+    const LARGE: (usize, usize) = (1 << 24, 3);
+
+    /// These, for a matrix of so many elements: after three sweeps of a large one, the others bring a hundredth.
+    #[must_use]
+    pub fn for_size(self, elements: usize) -> Self {
+        let (large, sweeps) = Self::LARGE;
+        Self { sweeps: if elements < large { self.sweeps } else { self.sweeps.min(sweeps) }, ..self }
+    }
+}
+
 impl Default for Settings {
     /// What measured best on held-out activations (`cargo bench --bench rounding`).
     fn default() -> Self {
