@@ -12,14 +12,14 @@ use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::{PromptSet, overlap};
 use ggsteer::random::SplitMix64;
-use ggsteer::runtime::{FileType, QuantizeOptions, quantize};
+use ggsteer::runtime::{FileType, Model, QuantizeOptions, quantize};
 use serde::Serialize;
 
 use super::abliterate::{find, prove};
 use super::args::{RunArgs, Sets, at_least_one, describe};
 use super::calibrate::{ANSWER_TOKENS, CalibrationArgs, Prompts};
 use super::evaluate::{evaluate, evaluation_table};
-use super::rewrite::{Job, RewriteArgs, rewrite};
+use super::rewrite::{Job, RewriteArgs, Rewritten, rewrite};
 use super::select::Chosen;
 use super::ui::{Ui, table};
 
@@ -124,14 +124,7 @@ impl Args {
         ui.note("2. write a new file whose weights are orthogonal to it, rounded for the inputs of the training prompts");
         let written = folder.join("lorekeeper-7m-rewritten.gguf");
         let out = OutputFile::create(&written, true, &[&path])?;
-        let file = GgufFile::open(&path)?;
-        let directions = std::slice::from_ref(direction);
-        let calibration = CalibrationArgs { answer_tokens: ANSWER_TOKENS, ..CalibrationArgs::default() };
-        let by = Prompts { sets: &train, directions, seed: 0 };
-        let calibration = calibration.collect(ui, &self.run, &model, &file, &by, None)?;
-        let plan = RewriteArgs::default().plan(&file, directions)?;
-        let job = Job { calibration: Some(&calibration), ..Job::new(&file, directions, plan) };
-        let rewritten = rewrite(ui, job, out)?;
+        let rewritten = self.rewrite(ui, &model, direction, &train, out)?;
         let report = &rewritten.report;
 
         ui.note(&format!("3. ask the {} prompts: plain, direction erased, rewritten file, a random direction erased, direction added", self.set));
@@ -197,6 +190,25 @@ impl Args {
             bail!("not every claim held");
         }
         Ok(())
+    }
+
+    /// Calibrates on `train` and writes the new file.
+    fn rewrite(
+        &self,
+        ui: Ui,
+        model: &Model,
+        direction: &Direction,
+        train: &Sets,
+        out: OutputFile,
+    ) -> Result<Rewritten> {
+        let file = GgufFile::open(model.path())?;
+        let directions = std::slice::from_ref(direction);
+        let calibration = CalibrationArgs { answer_tokens: ANSWER_TOKENS, ..CalibrationArgs::default() };
+        let by = Prompts { sets: train, directions, seed: 0 };
+        let calibration = calibration.collect(ui, &self.run, model, &file, &by, None)?;
+        let plan = RewriteArgs::default().plan(&file, directions)?;
+        let job = Job { calibration: Some(&calibration), ..Job::new(&file, directions, plan) };
+        rewrite(ui, job, out)
     }
 
     /// Where the sample model lies.

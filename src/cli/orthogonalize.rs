@@ -9,7 +9,7 @@ use ggsteer::output::OutputFile;
 use ggsteer::rewrite::{How, Plan, RecordedAddition, Rounding, estimate};
 use serde::Serialize;
 
-use super::args::{DirectionArgs, OptionalPromptArgs, RunArgs, describe};
+use super::args::{DirectionArgs, OptionalPromptArgs, PromptArgs, RunArgs, describe};
 use super::calibrate::{CalibrationArgs, Prompts};
 use super::rewrite::{Job, RewriteArgs, Rewritten, SourceArgs, check_calibration, rewrite};
 use super::ui::{Ui, bytes, warn};
@@ -91,7 +91,7 @@ impl Args {
         let mut inputs: Vec<&Path> = vec![&self.model];
         inputs.extend(self.directions.paths().chain(self.calibration.paths()));
         inputs.extend(self.source.source.iter().chain(&self.add).map(PathBuf::as_path));
-        inputs.extend(prompts.iter().flat_map(|p| p.paths()));
+        inputs.extend(prompts.iter().flat_map(PromptArgs::paths));
         let begin = |path: &PathBuf| -> Result<_> {
             let out = OutputFile::create(path, self.force, &inputs)?;
             Ok((out, self.calibration.sample.create(path, self.force, &inputs)?))

@@ -98,7 +98,7 @@ impl Args {
         // Of a split model, each part.
         let mut inputs: Vec<&Path> = file.paths();
         inputs.extend(self.calibration.paths().chain(self.directions.paths()));
-        inputs.extend(prompts.iter().flat_map(|p| p.paths()));
+        inputs.extend(prompts.iter().flat_map(PromptArgs::paths));
         let out = OutputFile::create(&self.output, self.force, &inputs)?;
         let out_calibration = self.calibration.sample.create(&self.output, self.force, &inputs)?;
         let before = Size::of(&file).with_context(at)?;
