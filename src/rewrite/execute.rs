@@ -234,7 +234,7 @@ struct Sink<'s, 'a> {
     given: u64,
 }
 
-impl<'s, 'a> Sink<'s, 'a> {
+impl<'a> Sink<'_, 'a> {
     /// The part, at the tensor.
     fn ready(&mut self) -> io::Result<&mut Through<'a>> {
         if let Some(copying) = self.copying.take() {
