@@ -178,13 +178,14 @@ impl Args {
                 ("written file", output.after),
             ];
             format!(
-                "direction: output of block {}, position {}, length {:.3}\n{}\n{}{}",
+                "direction: output of block {}, position {}, length {:.3}\n{}\n{}{}written to {}\n",
                 d.block,
                 d.position.unwrap_or(-1),
                 d.raw_norm,
                 evaluation_table(&rows),
                 rewritten.table(),
-                rewritten.summary()
+                rewritten.summary(),
+                output.output
             )
         })
     }

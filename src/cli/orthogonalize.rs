@@ -152,7 +152,9 @@ impl Args {
             added: self.add.iter().map(|path| shown(path)).collect(),
             rewritten: &rewritten,
         };
-        ui.print(&output, || format!("{}{}", rewritten.table(), rewritten.summary()))
+        ui.print(&output, || {
+            format!("{}{}written to {}\n", rewritten.table(), rewritten.summary(), output.output)
+        })
     }
 
     /// The calibration that a file holds, where the plan has use for one.

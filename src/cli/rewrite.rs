@@ -330,7 +330,7 @@ impl Rewritten {
         if let (Some(leak), Some(error)) = (self.max_data_leak, self.max_edit_error) {
             text += &format!(", data leak {leak:.4}, edit error {error:.4}");
         }
-        text += &format!("; {} written to {}\n", bytes(report.file_size), report.files[0].display());
+        text += &format!("; {}\n", bytes(report.file_size));
         let saturated = || report.tensors.iter().filter(|t| t.saturated > 0);
         let elements: u64 = saturated().map(|t| t.saturated).sum();
         if let Some(worst) = saturated().max_by(|a, b| a.saturated_share.total_cmp(&b.saturated_share)) {
