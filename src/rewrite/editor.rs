@@ -82,21 +82,25 @@ impl<'a> Editor<'a> {
         let tensor = tensor.ok_or_else(|| RewriteError::OtherFile { tensor: name.into() })?;
         let mut all =
             Done { method: Method::Kept, totals: Totals::default(), saturation: Saturation::default() };
-        let n_slices = self.slices(tensor)?.len();
-        for index in 0..n_slices {
-            let descends = self.slices(tensor)?[index].descends();
-            let done = if descends {
-                let (bytes, done) = self.descent(tensor, index)?;
-                out.write_all(&bytes)?;
-                done
-            } else {
-                self.slices(tensor)?[index].write(out)?
-            };
+        let mut add = |done: Done| {
             if done.method != Method::Kept {
                 all.method = done.method;
             }
             all.totals.add(&done.totals);
             all.saturation.add(done.saturation);
+        };
+        let slices = self.slices(tensor)?;
+        // All slices of a tensor go one way.
+        if slices.first().is_some_and(Slice::descends) {
+            for index in 0..slices.len() {
+                let (bytes, done) = self.descent(tensor, index)?;
+                out.write_all(&bytes)?;
+                add(done);
+            }
+        } else {
+            for slice in &slices {
+                add(slice.write(out)?);
+            }
         }
         Ok(self.report(tensor, &all))
     }
