@@ -32,11 +32,12 @@ impl Default for Options {
     }
 }
 
-/// Rows to fit on where nothing else is asked for: a million elements a tensor, at least 256 and at most 4096 rows.
-/// The experts of one tensor share eight times as much, at least 128 rows each.
+/// Rows to fit on where nothing else is asked for: 4096 up to 1024 wide, where the second moment has no more elements
+/// however many rows it is of; of wider tensors a million elements, at least 256 rows. The experts of one tensor share
+/// eight times as much, at least 128 rows each.
 #[must_use]
 pub fn default_rows(target: &Target) -> usize {
-    let rows = ((1 << 20) / target.n_in.max(1)).clamp(256, 4096);
+    let rows = if target.n_in <= 1024 { 4096 } else { ((1 << 20) / target.n_in).max(256) };
     (8 * rows / target.n_slices.max(1)).max(128).min(rows)
 }
 

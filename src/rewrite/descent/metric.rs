@@ -1,8 +1,12 @@
 //! What an error in a writer's weights costs: H, the second moment of the writer's inputs, n × n.
 #![forbid(unsafe_code)]
+// What `wide` is to compile for the processor's vectors must be inlined into it.
+#![allow(clippy::inline_always)]
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2};
+
+use crate::quant::wide;
 
 /// H of one matrix, with columns j < n:
 ///
@@ -216,9 +220,11 @@ fn view_mut(data: &mut [f32], rows: usize, columns: usize) -> ArrayViewMut2<'_, 
 }
 
 /// x += t v.
-#[inline]
 fn axpy(x: &mut [f32], t: f32, v: &[f32]) {
-    x.iter_mut().zip(v).for_each(|(x, v)| *x += t * v);
+    wide(
+        #[inline(always)]
+        || x.iter_mut().zip(v).for_each(|(x, v)| *x += t * v),
+    );
 }
 
 /// Short sums in f32 lanes, the long one in f64.

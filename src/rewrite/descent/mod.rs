@@ -147,17 +147,17 @@ impl Descent<'_> {
         let (n, group, rank) = (self.metric.n(), self.grid.group(), self.metric.rank());
         let rows = self.error.len() / n;
         let gaps = Gaps::of(self.grid);
+        debug_assert!(group.is_multiple_of(RUN), "a run has one scale, and a row is whole runs");
         let mut runs: Vec<usize> = (0..n).step_by(RUN).collect();
         random.shuffle(&mut runs);
         let (mut sum, mut row) = (Sweep::default(), Row::new());
         for runs in runs.chunks(BATCH / RUN) {
-            let columns: Vec<usize> = runs.iter().flat_map(|&j| j..(j + RUN).min(n)).collect();
-            let groups: Vec<usize> = columns.iter().map(|j| j / group).collect();
+            let columns: Vec<usize> = runs.iter().flat_map(|&j| j..j + RUN).collect();
             let b = columns.len();
             let block = padded_block(&self.metric.block(&columns), b);
             let mut at = vec![0.0; rows * b];
             for (at, e) in at.chunks_exact_mut(b).zip(self.error.chunks_exact(n)) {
-                at.iter_mut().zip(&columns).for_each(|(at, &j)| *at = e[j]);
+                at.as_chunks_mut().0.iter_mut().zip(runs).for_each(|(at, &j)| *at = run(e, j));
             }
             let mut gradient = vec![0.0; rows * b];
             self.metric.gradient(&self.image, &columns, &at, &mut gradient);
@@ -169,14 +169,17 @@ impl Descent<'_> {
             row.gradient = [0.0; BATCH];
             for (c, h) in block.chunks_exact(BATCH).enumerate().take(b) {
                 row.curvature[c] = h[c];
-                let others = h.iter().enumerate().filter(|(k, _)| *k != c);
-                row.widest[c] = others.fold(0.0, |most, (_, h)| most.max(h.abs()));
+                if pairs {
+                    let others = h.iter().enumerate().filter(|(k, _)| *k != c);
+                    row.widest[c] = others.fold(0.0, |most, (_, h)| most.max(h.abs()));
+                }
             }
             for i in 0..rows {
                 let codes = &self.codes[i * n..][..n];
                 let scales = &self.scales[i * (n / group)..][..n / group];
-                for (c, (&j, &g)) in columns.iter().zip(&groups).enumerate() {
-                    (row.codes[c], row.scale[c]) = (codes[j], scales[g]);
+                let lanes = row.codes.as_chunks_mut().0.iter_mut().zip(row.scale.as_chunks_mut::<RUN>().0);
+                for ((to, scale), &j) in lanes.zip(runs) {
+                    (*to, *scale) = (run(codes, j), [scales[j / group]; RUN]);
                 }
                 row.gradient[..b].copy_from_slice(&gradient[i * b..][..b]);
                 row.weight = 1.0;
@@ -286,6 +289,11 @@ impl Descent<'_> {
         self.grid.scales(block, &mut self.scales[groups.clone()], &mut self.offsets[groups]);
         Some((t as f32, gain))
     }
+}
+
+/// The run of a row that begins at column j.
+fn run<T: Copy>(row: &[T], j: usize) -> [T; RUN] {
+    *row[j..].first_chunk().expect("a row is whole runs")
 }
 
 /// H of a batch that may be narrower than [`BATCH`], zeros around it.
