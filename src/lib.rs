@@ -7,7 +7,7 @@
 //!                                   ▲                                                   │
 //!                                   └─────────────── intervention ◄─────────────────────┤
 //! gguf (reader) ─ arch (which tensors write the stream) ─ rewrite ─ quant (codecs) ─ out.gguf
-//! evaluate: refusals and KL of a plain, a steered or a rewritten model
+//! evaluate: refusals and KL of a plain, a steered or a rewritten model; analysis: how the prompt sets lie in the stream
 //! ```
 //!
 //! `gguf`, `quant` and `rewrite` never see llama.cpp's runtime; `runtime` sees files only through llama.cpp.
@@ -15,6 +15,7 @@
 //! The method is that of Arditi et al. 2024, "Refusal in language models is mediated by a single direction".
 
 pub mod activations;
+pub mod analysis;
 pub mod arch;
 pub mod calibration;
 pub mod direction;

@@ -1,6 +1,7 @@
 //! The command line: the only room that knows clap, terminals and colours. One file a subcommand.
 
 mod abliterate;
+mod analyze;
 mod args;
 mod calibrate;
 mod demo;
@@ -45,6 +46,7 @@ pub struct Cli {
 enum Command {
     Inspect(inspect::Args),
     Extract(extract::Args),
+    Analyze(analyze::Args),
     Select(select::Args),
     Generate(generate::Args),
     Orthogonalize(orthogonalize::Args),
@@ -64,6 +66,7 @@ impl Cli {
         match self.command {
             Command::Inspect(args) => args.run(ui),
             Command::Extract(args) => args.run(ui),
+            Command::Analyze(args) => args.run(ui),
             Command::Select(args) => args.run(ui),
             Command::Generate(args) => args.run(ui),
             Command::Orthogonalize(args) => args.run(ui),

@@ -1,0 +1,116 @@
+//! `ggsteer analyze`: how the two prompt sets lie to each other in every block.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use ggsteer::activations::shared_positions;
+use ggsteer::analysis::{Analysis, COINCIDE, Rows, analyze};
+use ggsteer::evaluate::run::Set;
+use serde::Serialize;
+
+use super::args::{PARALLEL, PromptArgs, RunArgs, describe, longest, tokenize};
+use super::ui::{Ui, percent, table};
+
+/// Show block by block how far apart the two prompt sets lie: first principal component, separation, norms
+///
+/// Example: ggsteer analyze model.gguf --harmful a.txt --harmless b.txt
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    /// The model
+    model: PathBuf,
+    #[command(flatten)]
+    prompts: PromptArgs,
+    /// Position to look at, counted from the end of the templated prompt: -1 is its last token
+    #[arg(long, value_name = "P", default_value_t = -1, allow_negative_numbers = true,
+        value_parser = clap::value_parser!(i32).range(..0))]
+    position: i32,
+    /// |cosine| from which on the first component and the difference in means count as one
+    #[arg(long, value_name = "C", default_value_t = COINCIDE)]
+    coincide: f64,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Serialize)]
+struct Output {
+    model: String,
+    n_harmful: usize,
+    n_harmless: usize,
+    position: i32,
+    #[serde(flatten)]
+    analysis: Analysis,
+}
+
+impl Args {
+    pub fn run(self, ui: Ui) -> Result<()> {
+        let sets = self.prompts.load()?;
+        for set in [&sets.harmful, &sets.harmless] {
+            ensure!(set.len() > 1, "{}: one prompt has no variance; give two at least", set.source);
+        }
+        let model = self.run.load(&self.model)?;
+        describe(ui, &model);
+        let (harmful, harmless) = (tokenize(&model, &sets.harmful)?, tokenize(&model, &sets.harmless)?);
+        let shared = shared_positions(harmful.prompts.iter().chain(&harmless.prompts));
+        ensure!(
+            self.position >= -(shared as i32),
+            "--position {}: after the user's text the template has {shared} tokens, so -{shared} to -1 mean the same in \
+             every prompt",
+            self.position
+        );
+        let mut session = self.run.session(&model, PARALLEL, longest([&harmful, &harmless]))?;
+        let bar = ui.progress(harmful.prompts.len() + harmless.prompts.len(), "measuring activations");
+        let mut measure =
+            |set: &Set| Rows::measure(&mut session, &set.prompts, self.position, &mut || bar.inc(1));
+        let (a, b) = (measure(&harmful)?, measure(&harmless)?);
+        bar.finish_and_clear();
+        let output = Output {
+            model: self.model.display().to_string(),
+            n_harmful: harmful.prompts.len(),
+            n_harmless: harmless.prompts.len(),
+            position: self.position,
+            analysis: analyze(&a, &b, self.coincide),
+        };
+        ui.print(&output, || output.text())
+    }
+}
+
+impl Output {
+    fn text(&self) -> String {
+        let Self { n_harmful, n_harmless, position, analysis, .. } = self;
+        let rows = analysis.blocks.iter().map(|b| {
+            vec![
+                b.block.to_string(),
+                percent(b.pc1_variance),
+                format!("{:.3}", b.pc1_auc),
+                format!("{:.3}", b.pc1_cosine),
+                format!("{:.3}", b.difference_auc),
+                format!("{:.2}", b.harmful_norm),
+                format!("{:.2}", b.harmless_norm),
+                format!("{:.2}", b.difference_norm),
+                format!("{:.2}", b.signal_to_noise),
+            ]
+        });
+        let header = [
+            "block",
+            "PC1 variance",
+            "PC1 AUC",
+            "|cos|",
+            "diff AUC",
+            "‖harmful‖",
+            "‖harmless‖",
+            "‖diff‖",
+            "signal/noise",
+        ];
+        let at = analysis.coincide_at;
+        let verdict = match analysis.coincide_from {
+            Some(block) => format!("from block {block} on they are one (|cos| ≥ {at})"),
+            None => format!("they do not come to be one (|cos| ≥ {at} to the last block)"),
+        };
+        format!(
+            "{n_harmful} harmful and {n_harmless} harmless prompts at position {position}\n{}\
+             the first principal component and the difference in means: {verdict}\n",
+            table(&header, 1, rows)
+        )
+    }
+}
