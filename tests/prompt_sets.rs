@@ -375,26 +375,28 @@ fn abliterate_says_which_prompts_were_used_where() {
 #[test]
 fn without_prompts_the_default_sets_are_taken_and_said_so() {
     let folder = Folder::new();
-    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("gguf-samples/lorekeeper-7m-f16.gguf");
-    let line = format!("abliterate {} -o out.gguf --threads 1 -n 8", sample.display());
-    let output = folder.run(&line);
+    let output = folder.run("abliterate model.gguf -o out.gguf --threads 1 -n 8");
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(
         stderr.contains("no --harmful and --harmless: taking the default sets of 128 mild and 128"),
         "{stderr}"
     );
-    // The sample refuses its own make-believe only.
+    // Random weights refuse nothing.
     let last = stderr.lines().last().unwrap();
     assert!(
         last.starts_with("error: ") && last.contains("refuses none of the 25 harmful validation"),
         "{stderr}"
     );
     assert!(!folder.path("out.gguf").exists());
-    // A model that says nothing of sense can be measured with them all the same.
-    let [stdout, stderr] =
-        folder.accepts(&format!("extract {} -o dirs.gguf --threads 1 --limit 4 --json", sample.display()));
+    let [stdout, stderr] = folder.accepts("extract model.gguf -o dirs.gguf --threads 1 --json");
     let json: Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!((&json["n_harmful"], &json["n_harmless"]), (&Value::from(4), &Value::from(4)));
+    assert_eq!((&json["n_harmful"], &json["n_harmless"]), (&Value::from(128), &Value::from(128)));
     assert!(stderr.contains("default sets"), "{stderr}");
+    // Where there is a direction, nothing else is needed.
+    folder.direction("direction.gguf", "llama", &tiny::unit(32, 1));
+    let line = "abliterate model.gguf -o out.gguf --direction direction.gguf --threads 1 -n 2 --json";
+    let json: Value = serde_json::from_str(&folder.accepts(line)[0]).unwrap();
+    let test = &json["prompts"]["test"]["harmless"];
+    assert_eq!((&test["n"], &test["source"]), (&Value::from(25), &Value::from("default set, ordinary")));
 }

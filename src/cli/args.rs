@@ -186,6 +186,14 @@ impl PromptArgs {
             }
         }
         sets.check()?;
+        for set in [&sets.harmful, &sets.harmless].into_iter().filter(|set| set.n_duplicates() > 0) {
+            ui.note(&format!(
+                "{}: {} of {} prompts repeat others",
+                set.source,
+                set.n_duplicates(),
+                set.len()
+            ));
+        }
         Ok(sets)
     }
 }

@@ -176,11 +176,11 @@ fn from_hub(
         }
         (_, chosen) if hub.offline => {
             let why = match chosen {
-                Some(Ok(files)) => format!("only {} pieces of the split are", files.len()),
-                Some(Err(_)) => "what was asked for is not".to_owned(),
-                None => "it is not".to_owned(),
+                Some(Ok(_)) => "a piece of the split is missing",
+                Some(Err(_)) => "what was asked for is not",
+                None => "it is not",
             };
-            return Err(hub.not_cached(address, &why).into());
+            return Err(hub.not_cached(address, why).into());
         }
         _ => (),
     }

@@ -301,7 +301,8 @@ mod tests {
                     let parts = [parts.train, parts.validation, parts.test];
                     let mut all: Vec<String> = parts.into_iter().flat_map(|p| p.harmful.prompts).collect();
                     let mut words = words;
-                    (all.sort(), words.sort());
+                    all.sort();
+                    words.sort();
                     prop_assert_eq!(all, words);
                 }
                 Err(error) => {

@@ -296,7 +296,10 @@ fn the_hubs_cache_is_read_by_revision_and_through_its_links() {
     assert_eq!(load("hf:owner/name@v1[train]").unwrap(), ["old"]);
     assert_eq!(load(&format!("hf:owner/name@{old}/data/train.txt[:1]")).unwrap(), ["old"]);
     assert_eq!(load_at(&dataset.display().to_string()).unwrap(), ["new"]);
-    for spec in ["hf:owner/other", "hf:owner/name@v2", "hf:owner/name[test]", "hf:owner/name/en"] {
+    std::fs::write(dataset.join("snapshots").join(&new).join("test-00000-of-00002.txt"), "half").unwrap();
+    let message = load("hf:owner/name[test]").unwrap_err();
+    assert!(message.contains("a piece of the split is missing in the cache at"), "{message}");
+    for spec in ["hf:owner/other", "hf:owner/name@v2", "hf:owner/name[final]", "hf:owner/name/en"] {
         let message = load(spec).unwrap_err();
         assert!(message.contains("downloads are off (--offline or HF_HUB_OFFLINE)"), "{message}");
     }
