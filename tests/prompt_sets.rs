@@ -269,6 +269,7 @@ fn splits_files_and_slices_that_are_not_there_are_told() {
         ("hf:owner", &["no such dataset"]),
         ("hf:../name", &["write hf:OWNER/NAME"]),
         ("harmful.txt[:99]", &["harmful.txt[:99]: the slice [:99] reaches outside the set of 12 prompts"]),
+        ("harmful.txt[:0]", &["the slice [:0] takes nothing: it goes from 0 to 0 of 12 prompts"]),
         ("harmful.txt[train]", &["harmful.txt: a file has no splits"]),
         ("none.txt[:5]", &["error: none.txt: No such file"]),
     ] {

@@ -204,7 +204,8 @@ impl Slice {
     /// How many of the first prompts suffice to take the slice, where that does not depend on how many there are.
     pub fn enough(&self) -> Option<usize> {
         let absolute = |bound: &Bound| !bound.from_end && !bound.percent;
-        self.to.filter(|to| absolute(to) && self.from.as_ref().is_none_or(absolute)).map(|to| to.n)
+        // One at least, so that a slice of nothing is told from a set of nothing.
+        self.to.filter(|to| absolute(to) && self.from.as_ref().is_none_or(absolute)).map(|to| to.n.max(1))
     }
 
     /// Which of `n` prompts it takes: at least one.
@@ -226,6 +227,17 @@ impl Slice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_spec_makes_it_panic(spec in "(hf:)?[a/@:\\[\\]%0-9.é-]{0,24}") {
+            if let Ok(Spec { slice: Some(slice), .. }) = Spec::parse(&spec) {
+                let range = slice.resolve(7, &spec).ok();
+                prop_assert!(range.is_none_or(|range| range.start < range.end && range.end <= 7));
+            }
+        }
+    }
 
     fn slice(text: &str, n: usize) -> Result<Range<usize>, String> {
         Slice::parse(text)?.resolve(n, "a.txt").map_err(|e| e.to_string())
