@@ -1,5 +1,5 @@
-//! Where prompts come from, as the program is asked for them: the hub through a stand-in server, folders, slices, the
-//! default sets, and the parts they are split into.
+//! Where prompts come from, as the program is asked for them: the hub through a stand-in server, folders,
+//! slices, the default sets, and the parts they are split into.
 #![forbid(unsafe_code)]
 
 mod program;
@@ -70,10 +70,11 @@ impl Server {
         let siblings: Vec<Value> = files
             .iter()
             .map(|(name, bytes)| {
-                let large = name.ends_with(".parquet").then(|| {
-                    serde_json::json!({"sha256": sha256(bytes), "size": bytes.len(), "pointerSize": 130})
-                });
-                serde_json::json!({"rfilename": name, "size": bytes.len(), "blobId": "b".repeat(40), "lfs": large})
+                let large = name.ends_with(".parquet").then(
+                    || serde_json::json!({"sha256": sha256(bytes), "size": bytes.len(), "pointerSize": 130}),
+                );
+                let id = "b".repeat(40);
+                serde_json::json!({"rfilename": name, "size": bytes.len(), "blobId": id, "lfs": large})
             })
             .collect();
         let list = serde_json::json!({"id": "owner/name", "sha": COMMIT, "siblings": siblings}).to_string();
@@ -301,10 +302,9 @@ fn sets_that_share_a_prompt_are_refused_before_the_model_is_run() {
         &format!("{line} --val-harmful seen.txt --val-harmless more.txt"),
         &["harmful training prompts (harmful.txt)", "harmful validation prompts (seen.txt)", "\"harmful 3\""],
     );
-    folder.refuses(
-        &format!("{line} --val-harmful more.txt --val-harmless harmless.txt[:1] --test-harmful seen.txt --test-harmless more.txt"),
-        &["in common", "out of one"],
-    );
+    let line = format!("{line} --val-harmful more.txt --val-harmless harmless.txt[:1]");
+    let line = format!("{line} --test-harmful seen.txt --test-harmless more.txt");
+    folder.refuses(&line, &["in common", "out of one"]);
 }
 
 #[test]
@@ -360,7 +360,8 @@ fn abliterate_says_which_prompts_were_used_where() {
     assert_eq!(hashes.iter().collect::<std::collections::HashSet<_>>().len(), 6);
 
     let given = run("--harmful harmful.txt --harmless harmless.txt[2:] --val-harmful val.txt \
-                     --val-harmless harmless.txt[:2] --test-harmful test.csv:goal --test-harmless test.csv:id -o b.gguf");
+                     --val-harmless harmless.txt[:2] --test-harmful test.csv:goal \
+                     --test-harmless test.csv:id -o b.gguf");
     assert_eq!(sets(&given, "n"), [12, 10, 2, 2, 3, 3].map(Value::from));
     assert_eq!(
         sets(&given, "source")[2..],

@@ -28,9 +28,9 @@ use super::ui::Ui;
 
 /// Measure the direction, choose it, write it out of the model, and prove it, in one go
 ///
-/// Of each prompt set, a fifth (by --seed) is kept for choosing and a fifth for evaluating; the rest is measured on, and
-/// run again with the direction ablated, to round quantized matrices for the inputs they will get. No prompt stands in
-/// two of these parts. Without prompt sets, the default ones are taken.
+/// Of each prompt set, a fifth (by --seed) is kept for choosing and a fifth for evaluating; the rest is
+/// measured on, and run again with the direction ablated, to round quantized matrices for the inputs they
+/// will get. No prompt stands in two of these parts. Without prompt sets, the default ones are taken.
 ///
 /// Example: ggsteer abliterate model.gguf -o out.gguf
 #[derive(Debug, clap::Args)]

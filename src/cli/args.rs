@@ -94,8 +94,9 @@ pub const SPEC: &str = "PATH|hf:OWNER/NAME[:COLUMN][[SLICE]]";
 /// The two prompt sets; the standard ones where neither is given.
 #[derive(Debug, Clone, Default, Args)]
 pub struct PromptArgs {
-    /// Prompts that show the behaviour: txt (one a line), csv, tsv, json, jsonl, parquet, a folder of them or a dataset of
-    /// the hub; with :COLUMN and, of a folder or dataset, [SPLIT] or [SPLIT[:400]] [default: 128 mild requests]
+    /// Prompts that show the behaviour: txt (one a line), csv, tsv, json, jsonl, parquet, a folder of them or
+    /// a dataset of the hub; with :COLUMN and, of a folder or dataset, [SPLIT] or [SPLIT[:400]] [default: 128
+    /// mild requests]
     #[arg(long, visible_alias = "positive", value_name = SPEC, requires = "harmless")]
     pub harmful: Option<String>,
     /// Prompts that do not [default: 128 ordinary requests]
@@ -111,8 +112,8 @@ pub struct PromptArgs {
 /// The two prompt sets, where they may be missing.
 #[derive(Debug, Clone, Default, Args)]
 pub struct OptionalPromptArgs {
-    /// Prompts that show the behaviour, to collect a calibration with: a file, a folder or a dataset of the hub, with
-    /// :COLUMN and [SPLIT[SLICE]] where needed
+    /// Prompts that show the behaviour, to collect a calibration with: a file, a folder or a dataset of the
+    /// hub, with :COLUMN and [SPLIT[SLICE]] where needed
     #[arg(long, visible_alias = "positive", value_name = SPEC, requires = "harmless")]
     pub harmful: Option<String>,
     /// Prompts that do not
@@ -207,7 +208,8 @@ pub fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Templates and tokenizes a set; a prompt that the model's context does not hold is an error that says which it is.
+/// Templates and tokenizes a set; a prompt that the model's context does not hold is an error that says which
+/// it is.
 pub fn tokenize(model: &Model, set: &PromptSet) -> Result<Set> {
     let room = model.n_ctx_train();
     let prompt = |(i, text): (usize, &String)| {

@@ -34,7 +34,10 @@ pub enum PromptError {
         why: String,
     },
     /// A split was asked for where there are none.
-    #[error("{}: a file has no splits, yet \"{split}\" was asked for; a slice is written [FROM:TO]", path.display())]
+    #[error(
+        "{}: a file has no splits, yet \"{split}\" was asked for; a slice is written [FROM:TO]",
+        path.display()
+    )]
     NoSplits {
         /// The file.
         path: PathBuf,
@@ -145,7 +148,11 @@ pub enum PromptError {
         found: Vec<String>,
     },
     /// No column was asked for and none is the obvious one.
-    #[error("{}: {at}: which column holds the prompts? found {}; write PATH:COLUMN", path.display(), list(found))]
+    #[error(
+        "{}: {at}: which column holds the prompts? found {}; write PATH:COLUMN",
+        path.display(),
+        list(found)
+    )]
     AmbiguousColumn {
         /// The file.
         path: PathBuf,

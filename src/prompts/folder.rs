@@ -1,8 +1,9 @@
 //! Folders of prompt files: a dataset as it lies in a repository, or in the hub's cache on this machine.
 //!
-//! Which split a file belongs to, its name says, as the hub has it: `train` (or `training`), `validation` (`valid`, `val`,
-//! `dev`) or `test` (`testing`, `eval`, `evaluation`) as a word of the file's name or of a folder it lies in, or whatever
-//! stands before `-00000-of-00001`. Where no name says, all is `train`. A README's list of files is not read.
+//! Which split a file belongs to, its name says, as the hub has it: `train` (or `training`), `validation`
+//! (`valid`, `val`, `dev`) or `test` (`testing`, `eval`, `evaluation`) as a word of the file's name or of a
+//! folder it lies in, or whatever stands before `-00000-of-00001`. Where no name says, all is `train`. A
+//! README's list of files is not read.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -180,8 +181,8 @@ fn canonical(name: &str) -> Option<&'static str> {
     })
 }
 
-/// The folder with the files of `revision` in a dataset's folder of the hub's cache, if it is there; a commit names it
-/// itself, a branch or tag through a file under `refs`.
+/// The folder with the files of `revision` in a dataset's folder of the hub's cache, if it is there; a commit
+/// names it itself, a branch or tag through a file under `refs`.
 pub(super) fn snapshot(dataset: &Path, revision: &str) -> Option<PathBuf> {
     let commit = std::fs::read_to_string(dataset.join("refs").join(revision));
     let commit = commit.as_deref().map_or(revision, str::trim);
@@ -189,7 +190,8 @@ pub(super) fn snapshot(dataset: &Path, revision: &str) -> Option<PathBuf> {
     Some(dataset.join("snapshots").join(commit)).filter(|folder| plain && folder.is_dir())
 }
 
-/// Where the files of a local folder are: below the snapshot of `main`, or the only one, if it is a folder of the cache.
+/// Where the files of a local folder are: below the snapshot of `main`, or the only one, if it is a folder of
+/// the cache.
 pub(super) fn root(folder: &Path) -> PathBuf {
     let snapshots = folder.join("snapshots");
     if !snapshots.is_dir() {

@@ -1,8 +1,8 @@
 //! Datasets of the Hugging Face hub: out of its cache on this machine, or downloaded into it.
 //!
-//! The web API and the cache's layout are as the hub documents them, so that its other clients find what was downloaded
-//! here and the other way round: `datasets--OWNER--NAME` with `refs/REVISION` (a commit), `snapshots/COMMIT/PATH` (links)
-//! and `blobs/` (what they lead to).
+//! The web API and the cache's layout are as the hub documents them, so that its other clients find what was
+//! downloaded here and the other way round: `datasets--OWNER--NAME` with `refs/REVISION` (a commit),
+//! `snapshots/COMMIT/PATH` (links) and `blobs/` (what they lead to).
 
 use std::ffi::OsString;
 use std::io::{Read, Write as _};
@@ -46,8 +46,8 @@ pub struct Progress<'a> {
 pub enum HubError {
     /// Not in the cache, and nothing else may be asked.
     #[error(
-        "{dataset}: {why} in the cache at {}, and downloads are off (--offline or HF_HUB_OFFLINE); allow them, or give \
-         a local file",
+        "{dataset}: {why} in the cache at {}, and downloads are off (--offline or HF_HUB_OFFLINE); allow \
+         them, or give a local file",
         cache.display()
     )]
     Offline {
@@ -96,7 +96,8 @@ pub enum HubError {
     },
     /// Private, or not there: the hub does not tell strangers which.
     #[error(
-        "{dataset}: {endpoint} shows no such dataset to {who}; check its name, or set HF_TOKEN to a token that may read it"
+        "{dataset}: {endpoint} shows no such dataset to {who}; check its name, or set HF_TOKEN to a token \
+         that may read it"
     )]
     Unauthorized {
         /// What was asked for.
@@ -194,8 +195,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LIST_BYTES: u64 = 64 << 20;
 
 impl Hub {
-    /// As the environment says: `HF_ENDPOINT`, `HF_TOKEN` (or the file that a login left), `HF_HUB_CACHE`, `HF_HOME` and
-    /// `HF_HUB_OFFLINE`.
+    /// As the environment says: `HF_ENDPOINT`, `HF_TOKEN` (or the file that a login left), `HF_HUB_CACHE`,
+    /// `HF_HOME` and `HF_HUB_OFFLINE`.
     #[must_use]
     pub fn from_env() -> Self {
         Self::from_vars(|key| std::env::var_os(key).filter(|value| !value.is_empty()), std::env::home_dir())

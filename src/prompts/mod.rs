@@ -1,9 +1,10 @@
 //! Loading contrast sets.
 //!
-//! A *spec* is what a user writes after `--harmful` or `--harmless`: `PLACE[:COLUMN][[SLICE]]`, where the place is a file,
-//! a folder of files, or `hf:OWNER/NAME[@REVISION][/PATH]`, a dataset of the Hugging Face hub. Of a folder or a dataset a
-//! split is taken: `[SPLIT]` or `[SPLIT[SLICE]]`, and `train` where none is named. What exists under the name that was
-//! given is that file, whatever colons and brackets its name has. Formats go by the extension:
+//! A *spec* is what a user writes after `--harmful` or `--harmless`: `PLACE[:COLUMN][[SLICE]]`, where the
+//! place is a file, a folder of files, or `hf:OWNER/NAME[@REVISION][/PATH]`, a dataset of the Hugging Face
+//! hub. Of a folder or a dataset a split is taken: `[SPLIT]` or `[SPLIT[SLICE]]`, and `train` where none is
+//! named. What exists under the name that was given is that file, whatever colons and brackets its name has.
+//! Formats go by the extension:
 //!
 //! | extension | shape |
 //! |---|---|
@@ -117,8 +118,8 @@ impl PromptSet {
     }
 }
 
-/// The files on this machine that a spec leads to, to be kept from being overwritten; a file that is not there is named
-/// all the same.
+/// The files on this machine that a spec leads to, to be kept from being overwritten; a file that is not
+/// there is named all the same.
 #[must_use]
 pub fn files_of(spec: &str) -> Vec<PathBuf> {
     let below = |root: PathBuf| -> Vec<PathBuf> {

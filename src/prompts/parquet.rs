@@ -127,7 +127,8 @@ fn find(path: &Path, schema: &SchemaDescriptor, column: Option<&str>) -> Result<
     })
 }
 
-/// Whether a leaf holds one text a row; bytes without a word on what they are count only where they were asked for.
+/// Whether a leaf holds one text a row; bytes without a word on what they are count only where they were
+/// asked for.
 fn is_text(leaf: &ColumnDescriptor, declared: bool) -> bool {
     let named =
         matches!(leaf.converted_type(), ConvertedType::UTF8 | ConvertedType::ENUM | ConvertedType::JSON);

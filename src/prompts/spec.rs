@@ -46,8 +46,8 @@ impl std::fmt::Display for Address {
 pub(super) const MAIN: &str = "main";
 
 impl Spec {
-    /// Takes a spec apart. What exists as a file or folder is that one, whatever colons and brackets its name has; so the
-    /// longest piece that exists is the place, and the rest says what of it.
+    /// Takes a spec apart. What exists as a file or folder is that one, whatever colons and brackets its name
+    /// has; so the longest piece that exists is the place, and the rest says what of it.
     pub fn parse(spec: &str) -> Result<Self, PromptError> {
         let bad = |why: String| PromptError::BadSpec { spec: spec.to_owned(), why };
         let local = |path: &str, column: Option<&str>| (Place::Local(path.into()), column.map(str::to_owned));
@@ -201,7 +201,8 @@ impl Slice {
         Ok(Self { from, to, text: text.to_owned() })
     }
 
-    /// How many of the first prompts suffice to take the slice, where that does not depend on how many there are.
+    /// How many of the first prompts suffice to take the slice, where that does not depend on how many there
+    /// are.
     pub fn enough(&self) -> Option<usize> {
         let absolute = |bound: &Bound| !bound.from_end && !bound.percent;
         // One at least, so that a slice of nothing is told from a set of nothing.

@@ -59,7 +59,8 @@ pub enum SplitError {
     },
     /// Fewer prompts than parts can be made of.
     #[error(
-        "{source_name}: {found} different prompts; at least {SMALLEST} are needed to measure, choose and evaluate on different ones"
+        "{source_name}: {found} different prompts; at least {SMALLEST} are needed to measure, choose and \
+         evaluate on different ones"
     )]
     TooSmall {
         /// What the set is called.
@@ -80,8 +81,8 @@ pub enum SplitError {
 /// The fewest different prompts that are split.
 pub const SMALLEST: usize = 10;
 
-/// Splits both sets, shuffled by the seed. A prompt that stands in a set several times does so in one part only; sets of
-/// the same length are shuffled alike, so that matching lines stay in the same part.
+/// Splits both sets, shuffled by the seed. A prompt that stands in a set several times does so in one part
+/// only; sets of the same length are shuffled alike, so that matching lines stay in the same part.
 ///
 /// # Errors
 /// [`SplitError`]: too few different prompts, or fractions that leave none to measure on.
@@ -279,8 +280,8 @@ mod tests {
         ]);
         assert_eq!(
             sets.check().unwrap_err().to_string(),
-            "the harmful prompts (harmful.txt) and the harmless prompts (harmless.txt) have 2 in common, such \
-             as \"harmful 1\"; take what is common out of one"
+            "the harmful prompts (harmful.txt) and the harmless prompts (harmless.txt) have 2 in common, \
+             such as \"harmful 1\"; take what is common out of one"
         );
     }
 

@@ -1,6 +1,6 @@
-//! The contrast set that is used where none is given: 128 requests that chat models usually decline, all of them mild and
-//! none with a word on how to do harm, and 128 ordinary ones. Lines of the same number match in form and length. Written
-//! for ggsteer.
+//! The contrast set that is used where none is given: 128 requests that chat models usually decline, all of
+//! them mild and none with a word on how to do harm, and 128 ordinary ones. Lines of the same number match in
+//! form and length. Written for ggsteer.
 
 use super::{PromptSet, Sets};
 

@@ -194,10 +194,10 @@ fn parquet_gives_its_text_without_nulls_and_blanks() {
     assert!(load_at(&spec).unwrap_err().ends_with("a.parquet: no prompts in it"));
 }
 
-/// Where the file of pyarrow 26.0.1 is. Its table: `id` (0 to 11), `instruction` (of dictionary type; row 3 null, row 5
-/// empty), `large` (large_string), `delta` (DELTA_BYTE_ARRAY), `bytes` (binary) and `messages` (lists of role and content);
-/// `pyarrow.parquet.write_table(…, row_group_size=5, compression="zstd", use_dictionary=["instruction"],
-/// column_encoding={"delta": "DELTA_BYTE_ARRAY"}, store_schema=False)`.
+/// Where the file of pyarrow 26.0.1 is. Its table: `id` (0 to 11), `instruction` (of dictionary type; row 3
+/// null, row 5 empty), `large` (large_string), `delta` (DELTA_BYTE_ARRAY), `bytes` (binary) and `messages`
+/// (lists of role and content); `pyarrow.parquet.write_table(…, row_group_size=5, compression="zstd",
+/// use_dictionary=["instruction"], column_encoding={"delta": "DELTA_BYTE_ARRAY"}, store_schema=False)`.
 const PYARROW: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/prompts-pyarrow.parquet");
 
 #[test]
