@@ -176,7 +176,9 @@ fn prompt_files_that_hold_no_prompt_are_refused() {
     assert_eq!(message.matches("No such file").count(), 1, "{message}");
     folder.refuses(&line("."), &["error: .: "]);
     folder.file("odd.parquet", "PAR1");
-    folder.refuses(&line("odd.parquet"), &["odd.parquet", "parquet", "txt, json, jsonl or csv"]);
+    folder.refuses(&line("odd.parquet"), &["odd.parquet", "not a sound parquet file"]);
+    folder.file("odd.xlsx", "PK");
+    folder.refuses(&line("odd.xlsx"), &["odd.xlsx", "\".xlsx\"", "txt, csv, tsv, json, jsonl or parquet"]);
     folder.file("odd.txt", b"fine\n\xff\xfe\n");
     folder.refuses(&line("odd.txt"), &["odd.txt: line 2", "UTF-8"]);
 }
@@ -199,7 +201,7 @@ fn too_few_prompts_to_split_are_refused() {
     folder.file("few.txt", "one\ntwo\n");
     folder.refuses(
         "abliterate model.gguf --harmful few.txt --harmless harmless.txt -o out.gguf",
-        &["few.txt", "2 prompts", "at least 10"],
+        &["few.txt", "2 different prompts", "at least 10"],
     );
 }
 
@@ -338,7 +340,7 @@ fn weights_that_are_no_numbers_are_named_with_their_place() {
 fn a_prompt_longer_than_the_context_is_refused() {
     let folder = Folder::new();
     let long = "hello ".repeat(3000);
-    folder.file("long.txt", &long);
+    folder.file("long.txt", format!("a short one\n{long}\n"));
     let before = folder.contents();
     let output =
         folder.ggsteer().args(["generate", "model.gguf", "--threads", "1", "-n", "4", "-p", &long]).output();
@@ -348,7 +350,7 @@ fn a_prompt_longer_than_the_context_is_refused() {
         "extract model.gguf --threads 1 --harmful long.txt --harmless harmless.txt -o out.gguf",
         "evaluate model.gguf --threads 1 --harmful harmful.txt --harmless long.txt -n 4",
     ] {
-        folder.refuses(line, &["prompt", "tokens", "holds 128", "shorten"]);
+        folder.refuses(line, &["long.txt: prompt 2: ", "tokens", "holds 128", "shorten"]);
     }
     folder.refuses("generate model.gguf --threads 1 -n 200 -p hello", &["holds 128", "--max-tokens"]);
 }

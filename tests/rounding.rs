@@ -288,7 +288,7 @@ fn a_given_direction_is_not_measured_again() {
         &format!("{line} --save-calibration kept.gguf --save-direction kept-direction.gguf -o a.gguf"),
     );
     assert_eq!((&result["direction"]["block"], &result["rounding"]), (&1.into(), &"descent".into()));
-    assert_eq!(result["n_test"], serde_json::json!([2, 2]));
+    assert_eq!(result["prompts"]["test"]["harmless"]["n"], 2);
     let proof =
         json(&folder, "verify q4.gguf a.gguf --direction kept-direction.gguf --calibration kept.gguf");
     assert_eq!(proof["ok"], true);

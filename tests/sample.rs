@@ -138,7 +138,7 @@ fn abliterate_does_it_in_one_go_and_its_file_loads_everywhere() {
     assert!(number(&result, "/before/harmful/refusal_rate") > 0.75);
     assert!(number(&result, "/after/harmful/refusal_rate") < 0.15);
     assert!(number(&result, "/max_leak") < 0.01);
-    assert_eq!(result["n_test"], serde_json::json!([24, 24]));
+    assert_eq!(number(&result, "/prompts/test/harmless/n"), 24.0);
 
     let (original, out) = (GgufFile::open(sample()).unwrap(), GgufFile::open(at.join("out.gguf")).unwrap());
     let edited: BTreeSet<&str> = (original.tensors().iter().zip(out.tensors()))

@@ -10,13 +10,14 @@ use ggsteer::evaluate::run::{Answer, Evaluation, Options, Set};
 use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
-use ggsteer::prompts::PromptSet;
-use ggsteer::random::SplitMix64;
+use ggsteer::prompts::files_of;
+use ggsteer::prompts::split::{Fractions, Parts, Used, split};
 use ggsteer::runtime::Model;
 use serde::Serialize;
 
 use super::args::{
-    MarkerArgs, PromptArgs, RunArgs, Sets, at_least_one, check_length, describe, direction, longest, tokenize,
+    MarkerArgs, PromptArgs, RunArgs, SPEC, Sets, at_least_one, check_length, describe, direction, longest,
+    tokenize,
 };
 use super::calibrate::{CalibrationArgs, Prompts};
 use super::evaluate::{Base, evaluate, evaluation_table};
@@ -27,10 +28,11 @@ use super::ui::Ui;
 
 /// Measure the direction, choose it, write it out of the model, and prove it, in one go
 ///
-/// Of each prompt set, a fifth (by --seed) is kept for choosing and a fifth for evaluating; the rest is measured on, and
-/// run again with the direction ablated, to round quantized matrices for the inputs they will get.
+/// Of each prompt set, a fifth (by --seed) is kept for choosing and a fifth for evaluating; the rest is
+/// measured on, and run again with the direction ablated, to round quantized matrices for the inputs they
+/// will get. No prompt stands in two of these parts. Without prompt sets, the default ones are taken.
 ///
-/// Example: ggsteer abliterate model.gguf --harmful a.txt --harmless b.txt -o out.gguf
+/// Example: ggsteer abliterate model.gguf -o out.gguf
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
@@ -38,6 +40,8 @@ pub struct Args {
     model: PathBuf,
     #[command(flatten)]
     prompts: PromptArgs,
+    #[command(flatten)]
+    held_out: HeldOutArgs,
     /// Take this direction, in place of measuring and choosing one
     #[arg(long, value_name = "DIRECTION", conflicts_with = "refusal_token")]
     direction: Option<PathBuf>,
@@ -73,14 +77,65 @@ pub struct Args {
     run: RunArgs,
 }
 
+/// Prompts to choose by and to evaluate on, in place of parts of the others.
+#[derive(Debug, Clone, Default, clap::Args)]
+struct HeldOutArgs {
+    /// Choose by these, in place of a fifth of --harmful
+    #[arg(long, value_name = SPEC, requires = "val_harmless")]
+    val_harmful: Option<String>,
+    /// Choose by these, in place of a fifth of --harmless
+    #[arg(long, value_name = SPEC, requires = "val_harmful")]
+    val_harmless: Option<String>,
+    /// Evaluate on these, in place of a fifth of --harmful
+    #[arg(long, value_name = SPEC, requires = "test_harmless")]
+    test_harmful: Option<String>,
+    /// Evaluate on these, in place of a fifth of --harmless
+    #[arg(long, value_name = SPEC, requires = "test_harmful")]
+    test_harmless: Option<String>,
+}
+
+impl HeldOutArgs {
+    fn pairs(&self) -> [Option<[&String; 2]>; 2] {
+        [
+            self.val_harmful.as_ref().zip(self.val_harmless.as_ref()).map(Into::into),
+            self.test_harmful.as_ref().zip(self.test_harmless.as_ref()).map(Into::into),
+        ]
+    }
+
+    /// Their files on this machine.
+    fn paths(&self) -> Vec<PathBuf> {
+        self.pairs().into_iter().flatten().flatten().flat_map(|spec| files_of(spec)).collect()
+    }
+
+    /// All parts: these, and for what was not given those of `prompts`.
+    fn load(&self, ui: Ui, prompts: &PromptArgs, seed: u64) -> Result<Parts> {
+        let sets = prompts.load(ui)?;
+        let load = |[harmful, harmless]: [&String; 2]| -> Result<Sets> {
+            Ok(Sets { harmful: prompts.hub.load(ui, harmful)?, harmless: prompts.hub.load(ui, harmless)? })
+        };
+        let [validation, test] = self.pairs().map(|pair| pair.map(load).transpose());
+        let (validation, test) = (validation?, test?);
+        let usual = Fractions::default();
+        let fractions = Fractions {
+            validation: if validation.is_some() { 0.0 } else { usual.validation },
+            test: if test.is_some() { 0.0 } else { usual.test },
+        };
+        let parts = split(&sets, seed, fractions)?;
+        let parts = Parts {
+            validation: validation.unwrap_or(parts.validation),
+            test: test.unwrap_or(parts.test),
+            ..parts
+        };
+        parts.check()?;
+        Ok(parts)
+    }
+}
+
 #[derive(Serialize)]
 struct Output<'a> {
     model: String,
     output: String,
-    n_train: [usize; 2],
-    n_validation: [usize; 2],
-    n_test: [usize; 2],
-    seed: u64,
+    prompts: Used,
     direction: Chosen,
     before: &'a Evaluation,
     ablated: &'a Evaluation,
@@ -92,8 +147,9 @@ struct Output<'a> {
 impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
         self.calibration.check(false)?;
-        let [harmful, harmless] = self.prompts.paths();
-        let mut inputs: Vec<&Path> = vec![&self.model, harmful, harmless];
+        let prompts = [self.prompts.paths(), self.held_out.paths()].concat();
+        let mut inputs: Vec<&Path> = vec![&self.model];
+        inputs.extend(prompts.iter().map(PathBuf::as_path));
         inputs.extend(self.calibration.paths());
         inputs.extend(self.source.source.iter().chain(&self.direction).map(PathBuf::as_path));
         let out = OutputFile::create(&self.output, self.force, &inputs)?;
@@ -104,11 +160,10 @@ impl Args {
             bail!("{}: both --output and --save-direction", self.output.display());
         }
         let out_calibration = self.calibration.sample.create(&self.output, self.force, &inputs)?;
-        let sets = self.prompts.load()?;
+        let parts = self.held_out.load(ui, &self.prompts, self.seed)?;
+        let prompts = parts.used(self.seed);
+        let Parts { train, validation, test } = parts;
         let markers = self.markers.load()?;
-        let (harmful, harmless) = (split(&sets.harmful, self.seed)?, split(&sets.harmless, self.seed)?);
-        let [train, validation, test] =
-            [0, 1, 2].map(|i| Sets { harmful: harmful[i].clone(), harmless: harmless[i].clone() });
         let model = self.run.load(&self.model)?;
         describe(ui, &model);
         // What would only come to light after the measuring: a file that cannot be rewritten, answers that do not fit.
@@ -124,7 +179,7 @@ impl Args {
         let writers = ggsteer::arch::partial_writers(&file)?;
         let loaded = self.calibration.load(&file, &writers)?;
         out.check_parts(file.n_parts(), &file.paths())?;
-        for set in [&harmful, &harmless].into_iter().flatten() {
+        for set in [&train, &validation, &test].into_iter().flat_map(|sets| [&sets.harmful, &sets.harmless]) {
             check_length(&model, longest([&tokenize(&model, set)?]).saturating_add(self.max_tokens))?;
         }
         let tokens = self.tokens.load(&model)?;
@@ -160,10 +215,7 @@ impl Args {
         let output = Output {
             model: self.model.display().to_string(),
             output: written.display().to_string(),
-            n_train: [train.harmful.len(), train.harmless.len()],
-            n_validation: [validation.harmful.len(), validation.harmless.len()],
-            n_test: [test.harmful.len(), test.harmless.len()],
-            seed: self.seed,
+            prompts,
             direction: Chosen::of(&direction),
             before: &proof.before.0,
             ablated: &proof.ablated.0,
@@ -178,7 +230,8 @@ impl Args {
                 ("written file", output.after),
             ];
             format!(
-                "direction: output of block {}, position {}, length {:.3}\n{}\n{}{}written to {}\n",
+                "{}direction: output of block {}, position {}, length {:.3}\n{}\n{}{}written to {}\n",
+                used(&output.prompts),
                 d.block,
                 d.position.unwrap_or(-1),
                 d.raw_norm,
@@ -191,20 +244,15 @@ impl Args {
     }
 }
 
-/// Training, validation and test part of a set: three, one and one fifth, shuffled by the seed.
-fn split(set: &PromptSet, seed: u64) -> Result<[PromptSet; 3]> {
-    let n = set.len();
-    if n < 10 {
-        bail!(
-            "{}: {n} prompts; at least 10 are needed to measure, choose and evaluate on different ones",
-            set.source
-        );
-    }
-    let mut prompts = set.prompts.clone();
-    SplitMix64(seed).shuffle(&mut prompts);
-    let test = prompts.split_off(n - n / 5);
-    let validation = prompts.split_off(prompts.len() - n / 5);
-    Ok([prompts, validation, test].map(|part| PromptSet::new(part, set.source.clone())))
+/// A line on which prompts were used for what.
+fn used(prompts: &Used) -> String {
+    let Used { train, validation, test, seed } = prompts;
+    let [train, validation, test] =
+        [train, validation, test].map(|part| format!("{} + {}", part.harmful.n, part.harmless.n));
+    format!(
+        "prompts: {} and {}; {train} to measure, {validation} to choose, {test} to evaluate (seed {seed})\n",
+        prompts.train.harmful.source, prompts.train.harmless.source
+    )
 }
 
 /// The chosen direction with all that led to it.
@@ -262,24 +310,4 @@ pub fn prove(
     let rewritten = run.load(written)?;
     let after = evaluate(ui, run, &rewritten, sets, None, &base, options)?;
     Ok(Proof { base, test, before, ablated, after })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_parts_of_a_set_never_overlap_and_depend_on_the_seed_alone() {
-        let set = PromptSet::new((0..53).map(|i| format!("prompt {i}")).collect(), "made");
-        let parts = split(&set, 7).unwrap();
-        assert_eq!(parts.each_ref().map(PromptSet::len), [33, 10, 10]);
-        let mut all: Vec<&String> = parts.iter().flat_map(|p| &p.prompts).collect();
-        all.sort();
-        all.dedup();
-        assert_eq!(all.len(), 53);
-        assert_eq!(split(&set, 7).unwrap()[2].prompts, parts[2].prompts);
-        assert_ne!(split(&set, 8).unwrap()[2].prompts, parts[2].prompts);
-        let few = PromptSet::new(vec!["one".into()], "few.txt");
-        assert!(split(&few, 0).unwrap_err().to_string().starts_with("few.txt: 1 prompts"));
-    }
 }

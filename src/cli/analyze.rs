@@ -44,7 +44,7 @@ struct Output {
 
 impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
-        let sets = self.prompts.load()?;
+        let sets = self.prompts.load(ui)?;
         for set in [&sets.harmful, &sets.harmless] {
             ensure!(set.len() > 1, "{}: one prompt has no variance; give two at least", set.source);
         }

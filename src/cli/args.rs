@@ -9,9 +9,12 @@ use ggsteer::direction::Direction;
 use ggsteer::evaluate::refusals::Markers;
 use ggsteer::evaluate::run::Set;
 use ggsteer::gguf::{GgufFile, ModelSummary};
+pub use ggsteer::prompts::Sets;
+use ggsteer::prompts::hub::Hub;
 use ggsteer::prompts::{self, PromptSet};
 use ggsteer::runtime::template::ChatTemplate;
 use ggsteer::runtime::{Error, Model, ModelOptions, Prompt, Session, SessionOptions};
+use indicatif::ProgressBar;
 
 use super::ui::Ui;
 
@@ -85,63 +88,112 @@ const CELLS: usize = 8192;
 /// Sequences computed side by side.
 pub const PARALLEL: usize = 32;
 
-/// The two prompt sets.
-#[derive(Debug, Clone, Args)]
+/// Where prompts come from, in the words of the help.
+pub const SPEC: &str = "PATH|hf:OWNER/NAME[:COLUMN][[SLICE]]";
+
+/// The two prompt sets; the standard ones where neither is given.
+#[derive(Debug, Clone, Default, Args)]
 pub struct PromptArgs {
-    /// Prompts that show the behaviour: txt (one a line), json, jsonl or csv, with :COLUMN where there are several
-    #[arg(long, visible_alias = "positive", value_name = "FILE[:COLUMN]")]
-    pub harmful: String,
-    /// Prompts that do not
-    #[arg(long, visible_alias = "negative", value_name = "FILE[:COLUMN]")]
-    pub harmless: String,
+    /// Prompts that show the behaviour: txt (one a line), csv, tsv, json, jsonl, parquet, a folder of them or
+    /// a dataset of the hub; with :COLUMN and, of a folder or dataset, [SPLIT] or [SPLIT[:400]] [default: 128
+    /// mild requests]
+    #[arg(long, visible_alias = "positive", value_name = SPEC, requires = "harmless")]
+    pub harmful: Option<String>,
+    /// Prompts that do not [default: 128 ordinary requests]
+    #[arg(long, visible_alias = "negative", value_name = SPEC, requires = "harmful")]
+    pub harmless: Option<String>,
     /// Take the first N of each set
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub limit: Option<usize>,
+    #[command(flatten)]
+    pub hub: HubArgs,
 }
 
 /// The two prompt sets, where they may be missing.
 #[derive(Debug, Clone, Default, Args)]
 pub struct OptionalPromptArgs {
-    /// Prompts that show the behaviour, to collect a calibration with: txt (one a line), json, jsonl or csv, with :COLUMN
-    #[arg(long, visible_alias = "positive", value_name = "FILE[:COLUMN]", requires = "harmless")]
+    /// Prompts that show the behaviour, to collect a calibration with: a file, a folder or a dataset of the
+    /// hub, with :COLUMN and [SPLIT[SLICE]] where needed
+    #[arg(long, visible_alias = "positive", value_name = SPEC, requires = "harmless")]
     pub harmful: Option<String>,
     /// Prompts that do not
-    #[arg(long, visible_alias = "negative", value_name = "FILE[:COLUMN]", requires = "harmful")]
+    #[arg(long, visible_alias = "negative", value_name = SPEC, requires = "harmful")]
     pub harmless: Option<String>,
     /// Take the first N of each set
     #[arg(long, value_name = "N", value_parser = at_least_one, requires = "harmful")]
     pub limit: Option<usize>,
+    #[command(flatten)]
+    pub hub: HubArgs,
 }
 
 impl OptionalPromptArgs {
     /// Both, where they were given.
     pub fn both(&self) -> Option<PromptArgs> {
-        let (harmful, harmless) = (self.harmful.clone()?, self.harmless.clone()?);
-        Some(PromptArgs { harmful, harmless, limit: self.limit })
+        let Self { harmful, harmless, limit, hub } = self.clone();
+        harmful.is_some().then_some(PromptArgs { harmful, harmless, limit, hub })
     }
 }
 
-/// Two prompt sets as read.
-pub struct Sets {
-    pub harmful: PromptSet,
-    pub harmless: PromptSet,
+/// Where datasets of the hub may come from.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct HubArgs {
+    /// Take hf: datasets from the cache on this machine only
+    #[arg(long)]
+    pub offline: bool,
+}
+
+impl HubArgs {
+    /// Reads a set, with a bar while a file of it is downloaded.
+    pub fn load(self, ui: Ui, spec: &str) -> Result<PromptSet> {
+        let mut hub = Hub::from_env();
+        hub.offline |= self.offline;
+        let mut bar: Option<(String, ProgressBar)> = None;
+        let set = PromptSet::load_from(spec, &hub, &mut |now| {
+            if bar.as_ref().is_none_or(|(file, _)| file != now.file) {
+                ui.note(&format!("downloading {} from {}", now.file, hub.endpoint));
+                bar = Some((now.file.to_owned(), ui.download(now.total, "downloading")));
+            }
+            if let Some((_, bar)) = &bar {
+                bar.set_position(now.done);
+            }
+        });
+        if let Some((_, bar)) = bar {
+            bar.finish_and_clear();
+        }
+        Ok(set?)
+    }
 }
 
 impl PromptArgs {
-    /// The files of both sets.
-    pub fn paths(&self) -> [&Path; 2] {
-        [&self.harmful, &self.harmless].map(|spec| prompts::path_of(spec))
+    /// The files of both sets on this machine.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.harmful.iter().chain(&self.harmless).flat_map(|spec| prompts::files_of(spec)).collect()
     }
 
-    /// Reads both sets.
-    pub fn load(&self) -> Result<Sets> {
-        let mut sets =
-            Sets { harmful: PromptSet::load(&self.harmful)?, harmless: PromptSet::load(&self.harmless)? };
+    /// Reads both sets, which must not share a prompt.
+    pub fn load(&self, ui: Ui) -> Result<Sets> {
+        let mut sets = if let (Some(harmful), Some(harmless)) = (&self.harmful, &self.harmless) {
+            Sets { harmful: self.hub.load(ui, harmful)?, harmless: self.hub.load(ui, harmless)? }
+        } else {
+            ui.note(
+                "no --harmful and --harmless: taking the default sets of 128 mild and 128 ordinary requests",
+            );
+            prompts::standard::sets()
+        };
         if let Some(n) = self.limit {
             for set in [&mut sets.harmful, &mut sets.harmless] {
                 let first = set.prompts.drain(..).take(n).collect();
                 *set = PromptSet::new(first, std::mem::take(&mut set.source));
             }
+        }
+        sets.check()?;
+        for set in [&sets.harmful, &sets.harmless].into_iter().filter(|set| set.n_duplicates() > 0) {
+            ui.note(&format!(
+                "{}: {} of {} prompts repeat others",
+                set.source,
+                set.n_duplicates(),
+                set.len()
+            ));
         }
         Ok(sets)
     }
@@ -156,9 +208,20 @@ pub fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Templates and tokenizes a set.
+/// Templates and tokenizes a set; a prompt that the model's context does not hold is an error that says which
+/// it is.
 pub fn tokenize(model: &Model, set: &PromptSet) -> Result<Set> {
-    let prompts = set.prompts.iter().map(|text| Ok(model.prompt(text)?)).collect::<Result<Vec<Prompt>>>()?;
+    let room = model.n_ctx_train();
+    let prompt = |(i, text): (usize, &String)| {
+        let prompt = model.prompt(text)?;
+        let found = prompt.tokens.len();
+        if found > room {
+            let what = format!("{}: prompt {}", set.source, i + 1);
+            return Err(Error::TooLong { what, found, room }.into());
+        }
+        Ok(prompt)
+    };
+    let prompts = set.prompts.iter().enumerate().map(prompt).collect::<Result<Vec<Prompt>>>()?;
     Ok(Set { texts: set.prompts.clone(), prompts })
 }
 

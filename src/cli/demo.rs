@@ -10,7 +10,8 @@ use ggsteer::evaluate::run::{Answer, Evaluation, Options};
 use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::output::OutputFile;
-use ggsteer::prompts::{PromptSet, overlap};
+use ggsteer::prompts::PromptSet;
+use ggsteer::prompts::split::Parts;
 use ggsteer::random::SplitMix64;
 use ggsteer::runtime::{FileType, Model, QuantizeOptions, quantize};
 use serde::Serialize;
@@ -105,12 +106,9 @@ impl Args {
             path
         };
         let [train, validation, test] = ["train", "validation", &self.set].map(|part| load(&samples, part));
-        let (train, validation, test) = (train?, validation?, test?);
-        for seen in [&train, &validation] {
-            if overlap(&seen.harmful, &test.harmful) + overlap(&seen.harmless, &test.harmless) > 0 {
-                bail!("the sample's {} prompts overlap with those it is measured on", self.set);
-            }
-        }
+        let parts = Parts { train: train?, validation: validation?, test: test? };
+        parts.check()?;
+        let Parts { train, validation, test } = parts;
         let markers = Markers::default();
         let model = self.run.load(&path)?;
         describe(ui, &model);

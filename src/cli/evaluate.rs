@@ -57,14 +57,15 @@ struct Output<'a> {
 
 impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
-        let [harmful, harmless] = self.prompts.paths();
-        let mut inputs = vec![self.model.as_path(), harmful, harmless];
+        let prompts = self.prompts.paths();
+        let mut inputs = vec![self.model.as_path()];
+        inputs.extend(prompts.iter().map(PathBuf::as_path));
         let others = self.base.iter().chain(&self.steer.ablate).chain(&self.steer.add);
         inputs.extend(others.map(PathBuf::as_path));
         let out = (self.completions.as_ref())
             .map(|path| OutputFile::create(path, self.force, &inputs))
             .transpose()?;
-        let sets = self.prompts.load()?;
+        let sets = self.prompts.load(ui)?;
         let markers = self.markers.load()?;
         let model = self.run.load(&self.model)?;
         describe(ui, &model);

@@ -63,11 +63,12 @@ struct Row {
 
 impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
-        let [harmful, harmless] = self.prompts.paths();
-        let inputs = [&self.model, harmful, harmless];
+        let prompts = self.prompts.paths();
+        let mut inputs = vec![self.model.as_path()];
+        inputs.extend(prompts.iter().map(PathBuf::as_path));
         let out = OutputFile::create(&self.output, self.force, &inputs)?;
         let out_calibration = self.sample.create(&self.output, self.force, &inputs)?;
-        let sets = self.prompts.load()?;
+        let sets = self.prompts.load(ui)?;
         let model = self.run.load(&self.model)?;
         describe(ui, &model);
         let targets = match &out_calibration {

@@ -91,7 +91,8 @@ impl Args {
         let mut inputs: Vec<&Path> = vec![&self.model];
         inputs.extend(self.directions.paths().chain(self.calibration.paths()));
         inputs.extend(self.source.source.iter().chain(&self.add).map(PathBuf::as_path));
-        inputs.extend(prompts.iter().flat_map(PromptArgs::paths));
+        let prompt_files: Vec<PathBuf> = prompts.iter().flat_map(PromptArgs::paths).collect();
+        inputs.extend(prompt_files.iter().map(PathBuf::as_path));
         let begin = |path: &PathBuf| -> Result<_> {
             let out = OutputFile::create(path, self.force, &inputs)?;
             Ok((out, self.calibration.sample.create(path, self.force, &inputs)?))
@@ -118,7 +119,7 @@ impl Args {
         let calibration = match prompts.filter(|_| wanted) {
             None => self.load(&file, &plan, &directions)?,
             Some(prompts) => {
-                let sets = prompts.load()?;
+                let sets = prompts.load(ui)?;
                 let model = self.run.load(&self.model)?;
                 describe(ui, &model);
                 let by = Prompts { sets: &sets, directions: &directions, seed: self.seed };

@@ -98,7 +98,8 @@ impl Args {
         // Of a split model, each part.
         let mut inputs: Vec<&Path> = file.paths();
         inputs.extend(self.calibration.paths().chain(self.directions.paths()));
-        inputs.extend(prompts.iter().flat_map(PromptArgs::paths));
+        let prompt_files: Vec<PathBuf> = prompts.iter().flat_map(PromptArgs::paths).collect();
+        inputs.extend(prompt_files.iter().map(PathBuf::as_path));
         let out = OutputFile::create(&self.output, self.force, &inputs)?;
         let out_calibration = self.calibration.sample.create(&self.output, self.force, &inputs)?;
         let before = Size::of(&file).with_context(at)?;
@@ -204,7 +205,7 @@ impl Args {
             None if !wanted || self.calibration.uncalibrated => None,
             None => self.calibration.load(file, &arch::partial_writers(file)?)?,
             Some(prompts) => {
-                let sets = prompts.load()?;
+                let sets = prompts.load(ui)?;
                 let model = self.run.load(&self.model)?;
                 describe_model(ui, &model);
                 let by = Prompts { sets: &sets, directions, seed: self.seed };

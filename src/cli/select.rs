@@ -113,10 +113,11 @@ fn check(contrast: &Contrast, model: &Model) -> Result<()> {
 
 impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
-        let [harmful, harmless] = self.prompts.paths();
-        let inputs = [&self.model, self.directions.as_path(), harmful, harmless];
+        let prompts = self.prompts.paths();
+        let mut inputs = vec![self.model.as_path(), self.directions.as_path()];
+        inputs.extend(prompts.iter().map(PathBuf::as_path));
         let out = OutputFile::create(&self.output, self.force, &inputs)?;
-        let sets = self.prompts.load()?;
+        let sets = self.prompts.load(ui)?;
         let markers = self.markers.load()?;
         let contrast = Contrast::load(&self.directions)?;
         let model = self.run.load(&self.model)?;

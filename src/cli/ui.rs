@@ -34,11 +34,19 @@ impl Ui {
 
     /// A bar of `len` steps, on a terminal only.
     pub fn progress(self, len: usize, what: &str) -> ProgressBar {
+        self.bar(Some(len as u64), "{msg:<28} {bar:30} {pos}/{len}  {elapsed} (left {eta})", what)
+    }
+
+    /// A bar of that many bytes, on a terminal only.
+    pub fn download(self, bytes: Option<u64>, what: &str) -> ProgressBar {
+        self.bar(bytes, "{msg:<28} {bar:30} {bytes}/{total_bytes}  {elapsed} (left {eta})", what)
+    }
+
+    fn bar(self, len: Option<u64>, template: &str, what: &str) -> ProgressBar {
         let shown = !self.quiet && std::io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let style = ProgressStyle::with_template("{msg:<28} {bar:30} {pos}/{len}  {elapsed} (left {eta})")
-            .expect("the template is a constant");
-        let bar = ProgressBar::with_draw_target(Some(len as u64), target).with_style(style);
+        let style = ProgressStyle::with_template(template).expect("the template is a constant");
+        let bar = ProgressBar::with_draw_target(len, target).with_style(style);
         bar.set_message(what.to_string());
         bar.enable_steady_tick(Duration::from_millis(200));
         bar
