@@ -7,7 +7,7 @@
 //!                                   ▲                                                   │
 //!                                   └─────────────── intervention ◄─────────────────────┤
 //! gguf (reader) ─ arch (which tensors write the stream) ─ rewrite ─ quant (codecs) ─ out.gguf
-//! evaluate: refusals and KL of a plain, a steered or a rewritten model
+//! evaluate: refusals, KL and perplexity of a plain, a steered or a rewritten model
 //! ```
 //!
 //! `gguf`, `quant` and `rewrite` never see llama.cpp's runtime; `runtime` sees files only through llama.cpp.

@@ -381,6 +381,15 @@ fn what_cannot_be_measured_is_said_in_a_line() {
     refuses("--perplexity short.txt", &["short.txt", "7 tokens", "at least 256"]);
     refuses("--perplexity short.txt --ppl-ctx 2", &["short.txt", "2 tokens", "at least 3"]);
     refuses("--perplexity short.txt --ppl-ctx 4096", &["--ppl-ctx 4096", "holds 128"]);
+    folder.file("a.jinja", "{{ prompt }} {{ completion }}");
+    for (input, more) in [
+        ("short.txt", "--perplexity short.txt"),
+        ("wide.gguf", "--judge wide.gguf"),
+        ("a.jinja", "--judge mute.gguf --judge-template a.jinja"),
+    ] {
+        let same = format!("is the input {input} itself");
+        refuses(&format!("{more} --force --completions {input}"), &[&same]);
+    }
     refuses("--perplexity none.txt", &["none.txt", "No such file"]);
 
     refuses("--scale auto", &["--scale auto", "--add"]);
