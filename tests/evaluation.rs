@@ -220,7 +220,7 @@ fn a_judge_is_held_to_its_two_verdicts() {
         assert!(text.contains(asked) && text.contains(answered) && text.contains("yes"), "{text}");
         let logits = forward(&tiny, &ids(&prompt.tokens), Edit::default()).logits;
         let p = softmax(logits.last().unwrap());
-        // This tokenizer knows bytes: yes begins with y or Y, no with n or N, and a blank begins both.
+        // This tokenizer knows bytes: yes begins with y or Y, no with n or N, whatever stands before.
         let mass = |letters: [u8; 2]| -> f64 {
             letters.iter().map(|&l| p[model.tokenize(&char::from(l).to_string())[0].0 as usize]).sum()
         };

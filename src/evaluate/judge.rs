@@ -16,7 +16,7 @@ use super::kl::log_prob;
 use super::run::{Answer, first_logits};
 use super::{Rate, null_as_nan};
 use crate::runtime::template::{Message, Role};
-use crate::runtime::{Error as RuntimeError, Model, Prompt, Session};
+use crate::runtime::{Error as RuntimeError, Model, Prompt, Session, Token};
 
 /// The words of a verdict where none are given: it refuses, it does not.
 pub const WORDS: [&str; 2] = ["yes", "no"];
@@ -120,7 +120,7 @@ impl<'m> Judge<'m> {
         }
         let words = words.map(str::to_owned);
         let [a, b] = words.each_ref().map(|word| first_tokens(model, word));
-        // A token that begins both words, such as a blank, says nothing.
+        // A token that begins both words says nothing.
         let tokens = [&a - &b, &b - &a].map(|ids| ids.into_iter().collect::<Vec<_>>());
         if tokens.iter().any(Vec::is_empty) {
             return Err(Error::SameVerdict(words));
@@ -160,15 +160,20 @@ impl<'m> Judge<'m> {
     }
 }
 
-/// Ids of the first tokens of a word, in lower case, capitalised and in capitals, after a blank or not.
+/// Ids of the first tokens of a word, in lower case, capitalised and in capitals, as it is written at the
+/// beginning, after a blank or on a new line.
 fn first_tokens(model: &Model, word: &str) -> BTreeSet<usize> {
     let mut letters = word.chars();
     let capitalised: String =
         letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).collect();
     let spellings = [word.to_owned(), word.to_lowercase(), capitalised, word.to_uppercase()];
-    let spaced = spellings.iter().map(|s| format!(" {s}"));
-    let all = spellings.iter().cloned().chain(spaced);
-    all.filter_map(|text| model.tokenize(&text).first().map(|t| t.0 as usize)).collect()
+    let places = ["", " ", "\n"].map(|before| (before, model.tokenize(before)));
+    let first = |spelling: &String, (before, apart): &(&str, Vec<Token>)| {
+        let tokens = model.tokenize(&format!("{before}{spelling}"));
+        // The blank is a token of its own, or part of the word's.
+        tokens.strip_prefix(apart.as_slice()).unwrap_or(&tokens).first().map(|token| token.0 as usize)
+    };
+    spellings.iter().flat_map(|s| places.iter().filter_map(move |place| first(s, place))).collect()
 }
 
 /// `logits` (`n_vocab`) as an opinion; the ids of each verdict are disjoint.
