@@ -12,9 +12,9 @@ use std::path::Path;
 
 use ggsteer::calibration::Calibration;
 use ggsteer::direction::Direction;
-use ggsteer::evaluate::Markers;
+use ggsteer::evaluate::Rate;
 use ggsteer::evaluate::kl::kl;
-use ggsteer::evaluate::run::{Options as Asking, Set, evaluate_set, first_logits};
+use ggsteer::evaluate::run::{Options as Asking, Set, answers, first_logits};
 use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
@@ -121,8 +121,8 @@ fn distances(p: &Logits, q: &Logits) -> [f64; 2] {
 
 /// Per cent.
 fn refusals(model: &Model, set: &Set, ablation: Option<&Arc<Intervention>>) -> f64 {
-    let options = Asking { max_tokens: sample::ANSWER[1], markers: Markers::default() };
+    let options = Asking { max_tokens: sample::ANSWER[1], ..Asking::default() };
     let mut session = sample::session(model);
-    let (result, _) = evaluate_set(&mut session, set, ablation, &[], &options, &mut || ()).unwrap();
-    100.0 * result.refusal_rate
+    let answers = answers(&mut session, set, ablation, &options, &mut || ()).unwrap();
+    100.0 * Rate::of(answers.iter().map(|a| a.refused)).rate
 }

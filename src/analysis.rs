@@ -224,23 +224,40 @@ mod tests {
         (0..n * n_embd).map(|i| element(i) + (random.unit() - 0.5) as f32).collect()
     }
 
-    /// The largest eigenvalue's share and its vector, by an eigenvalue solver.
-    fn by_eigenvalues(rows: &Array2<f64>) -> (f64, Vec<f64>) {
-        let x = nalgebra::DMatrix::from_row_iterator(rows.nrows(), rows.ncols(), rows.iter().copied());
-        let eigen = nalgebra::SymmetricEigen::new(x.transpose() * x);
-        let (at, largest) = eigen.eigenvalues.argmax();
-        (largest / eigen.eigenvalues.sum(), eigen.eigenvectors.column(at).iter().copied().collect())
+    /// The largest eigenvalue's share and its vector, by rotations (Jacobi 1846) of XᵀX.
+    fn by_rotations(x: &Array2<f64>) -> (f64, Array1<f64>) {
+        let mut a = x.t().dot(x);
+        let n = a.nrows();
+        let mut vectors = Array2::<f64>::eye(n);
+        for _ in 0..40 {
+            for p in 0..n {
+                for q in p + 1..n {
+                    if a[[p, q]] == 0.0 {
+                        continue;
+                    }
+                    let angle = 0.5 * (2.0 * a[[p, q]]).atan2(a[[q, q]] - a[[p, p]]);
+                    let mut turn = Array2::<f64>::eye(n);
+                    (turn[[p, p]], turn[[q, q]]) = (angle.cos(), angle.cos());
+                    (turn[[p, q]], turn[[q, p]]) = (angle.sin(), -angle.sin());
+                    a = turn.t().dot(&a).dot(&turn);
+                    vectors = vectors.dot(&turn);
+                }
+            }
+        }
+        let values = a.diag().to_owned();
+        let largest = (0..n).max_by(|i, j| values[*i].total_cmp(&values[*j])).unwrap();
+        (values[largest] / values.sum(), vectors.column(largest).to_owned())
     }
 
     #[test]
-    fn the_first_component_is_that_of_an_eigenvalue_solver() {
+    fn the_first_component_is_that_of_jacobis_rotations() {
         for (seed, n, n_embd) in [(1, 12, 5), (2, 5, 16), (3, 40, 8)] {
             let rows = Rows::new(n_embd, vec![noise(n, n_embd, 0.0, seed)]);
             let mut centred = rows.of(0);
             centred -= &mean(&rows.of(0));
-            let (share, vector) = by_eigenvalues(&centred);
+            let (share, vector) = by_rotations(&centred);
             let found = first_component(&centred);
-            let cosine: f64 = found.iter().zip(&vector).map(|(a, b)| a * b).sum();
+            let cosine = found.dot(&vector);
             assert!((cosine.abs() - 1.0).abs() < 1e-8, "{n} x {n_embd}: {cosine}");
             let projected = centred.dot(&found);
             let total: f64 = centred.iter().map(|x| x * x).sum();

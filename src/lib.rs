@@ -7,7 +7,8 @@
 //!                                   ▲                                                   │
 //!                                   └─────────────── intervention ◄─────────────────────┤
 //! gguf (reader) ─ arch (which tensors write the stream) ─ rewrite ─ quant (codecs) ─ out.gguf
-//! evaluate: refusals and KL of a plain, a steered or a rewritten model; analysis: how the prompt sets lie in the stream
+//! evaluate: refusals, KL and perplexity of a plain, a steered or a rewritten model
+//! analysis: how the prompt sets lie in the stream
 //! ```
 //!
 //! `gguf`, `quant` and `rewrite` never see llama.cpp's runtime; `runtime` sees files only through llama.cpp.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use ggsteer::direction::{Direction, Provenance};
 use ggsteer::evaluate::Markers;
-use ggsteer::evaluate::run::{Answer, Evaluation, Options, Set};
+use ggsteer::evaluate::run::{Evaluated, Evaluation, Options, Set};
 use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
@@ -209,7 +209,7 @@ impl Args {
             ..Job::new(&file, directions, plan)
         };
         let rewritten = rewrite(ui, job, out)?;
-        let options = Options { max_tokens: self.max_tokens, markers };
+        let options = Options { max_tokens: self.max_tokens, markers, seed: self.seed, ..Options::default() };
         let written = &rewritten.report.files[0];
         let proof = prove(ui, &self.run, &model, &direction, written, &test, &options)?;
         let output = Output {
@@ -279,12 +279,9 @@ pub fn find(
     Ok(Found { choice, direction })
 }
 
-/// An evaluation with its answers, \[harmful, harmless\].
-pub type Evaluated = (Evaluation, [Vec<Answer>; 2]);
-
 /// The model before, under run-time ablation, and as rewritten.
-pub struct Proof {
-    pub base: Base,
+pub struct Proof<'m> {
+    pub base: Base<'m>,
     pub test: [Set; 2],
     pub before: Evaluated,
     pub ablated: Evaluated,
@@ -292,18 +289,18 @@ pub struct Proof {
 }
 
 /// Evaluates all three on `test`.
-pub fn prove(
+pub fn prove<'m>(
     ui: Ui,
     run: &RunArgs,
-    model: &Model,
+    model: &'m Model,
     direction: &Direction,
     written: &Path,
     test: &Sets,
     options: &Options,
-) -> Result<Proof> {
+) -> Result<Proof<'m>> {
     let test = [tokenize(model, &test.harmful)?, tokenize(model, &test.harmless)?];
     let sets = [&test[0], &test[1]];
-    let base = Base::measure(ui, run, model, sets)?;
+    let base = Base::measure(ui, run, model, sets, options)?;
     let ablation = Arc::new(Intervention::ablate(&[&direction.vector])?);
     let before = evaluate(ui, run, model, sets, None, &base, options)?;
     let ablated = evaluate(ui, run, model, sets, Some(&ablation), &base, options)?;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::runtime::sampling::Sampler;
 use ggsteer::runtime::{Finish, GenerateOptions, Job, Model};
@@ -57,15 +57,43 @@ pub struct SteerArgs {
     /// Add this direction at its block's output, at every position
     #[arg(long, value_name = "DIRECTION")]
     pub add: Option<PathBuf>,
-    /// Coefficient of --add: 1 adds the raw difference in means once
-    #[arg(long, value_name = "C", default_value_t = 1.0, allow_negative_numbers = true)]
-    pub scale: f32,
-    /// Where --add acts: at every position, or at those of the prompt alone, which keeps a large coefficient fluent
+    /// Coefficient of --add: 1 adds the raw difference in means once; auto (in evaluate) finds the smallest
+    /// that makes the model refuse ordinary prompts in whole sentences
+    #[arg(long, value_name = "C|auto", default_value = "1", allow_negative_numbers = true)]
+    pub scale: Scale,
+    /// Where --add acts: at every position, or at those of the prompt alone, which keeps a large coefficient
+    /// fluent
     #[arg(long, value_enum, default_value_t = AtArg::All)]
     pub at: AtArg,
     /// Which block's direction to take from a file that holds several
     #[arg(long, value_name = "IL")]
     pub block: Option<usize>,
+}
+
+/// The coefficient of an addition.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Scale {
+    /// To be found.
+    Auto,
+    /// Given.
+    By(f32),
+}
+
+impl Default for Scale {
+    fn default() -> Self {
+        Self::By(1.0)
+    }
+}
+
+impl std::str::FromStr for Scale {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.eq_ignore_ascii_case("auto") {
+            return Ok(Self::Auto);
+        }
+        text.parse().map(Self::By).map_err(|_| "neither a number nor auto".into())
+    }
 }
 
 /// Where an addition acts.
@@ -88,14 +116,29 @@ impl From<AtArg> for Positions {
 }
 
 impl SteerArgs {
+    /// The coefficient, where something is added.
+    pub fn coefficient(&self) -> Result<Option<f32>> {
+        match (self.scale, &self.add) {
+            (Scale::By(c), add) => Ok(add.as_ref().map(|_| c)),
+            (Scale::Auto, Some(_)) => {
+                bail!(
+                    "--scale auto: `ggsteer evaluate` finds the coefficient, on ordinary prompts; give here what \
+                     it found"
+                )
+            }
+            (Scale::Auto, None) => bail!("--scale auto: nothing is added; name a direction with --add"),
+        }
+    }
+
     /// The intervention they describe.
     pub fn load(&self, model: &Model) -> Result<Option<Arc<Intervention>>> {
-        if let Some(path) = &self.add {
+        let scale = self.coefficient()?;
+        if let Some((path, scale)) = self.add.as_ref().zip(scale) {
             let direction = direction(path, self.block, model)?;
             return Ok(Some(Arc::new(Intervention::add(
                 direction.block,
                 &direction.vector,
-                self.scale,
+                scale,
                 self.at.into(),
             )?)));
         }
@@ -129,6 +172,7 @@ struct Output<'a> {
 
 impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
+        let scale = self.steer.coefficient()?;
         let model = self.run.load(&self.model)?;
         let intervention = self.steer.load(&model)?;
         let prompt = model.prompt(&self.prompt)?;
@@ -159,7 +203,7 @@ impl Args {
             n_tokens: completion.tokens.len(),
             ablate: &self.steer.ablate,
             add: &self.steer.add,
-            scale: self.steer.add.as_ref().map(|_| self.steer.scale),
+            scale,
         };
         ui.print(&output, String::new)
     }

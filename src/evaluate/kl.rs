@@ -22,6 +22,16 @@ pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
     logits.iter().map(|&l| (f64::from(l) - max) - rest).collect()
 }
 
+/// ln softmax(logits) of one token.
+///
+/// # Panics
+/// When the token is not in the vocabulary.
+#[must_use]
+pub fn log_prob(logits: &[f32], token: usize) -> f64 {
+    let (max, rest) = log_sum_exp(logits.iter().map(|&l| f64::from(l)));
+    (f64::from(logits[token]) - max) - rest
+}
+
 /// KL(p‖q) = Σ pᵢ (ln pᵢ − ln qᵢ) in nats, for p = softmax(`p_logits`) and q = softmax(`q_logits`): never
 /// negative, 0 for equal distributions, ∞ where q forbids what p allows.
 ///
@@ -91,6 +101,7 @@ mod tests {
             prop_assert!(close(kl(&a, &b), naive.max(0.0)));
             prop_assert!(kl(&a, &b) >= 0.0);
             prop_assert_eq!(kl(&a, &a), 0.0);
+            prop_assert_eq!(log_prob(&a, 1), log_softmax(&a)[1]);
         }
 
         #[test]

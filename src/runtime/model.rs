@@ -159,6 +159,25 @@ impl Model {
         self.inner.vocab().tokenize(text.as_bytes(), false, false)
     }
 
+    /// Tokens of a text as a document of its own, with the tokens that the model wants at its ends.
+    #[must_use]
+    pub fn tokenize_text(&self, text: &str) -> Vec<LlamaToken> {
+        self.inner.vocab().tokenize(text.as_bytes(), true, false)
+    }
+
+    /// The beginning-of-text token, where the model wants its texts to begin with it.
+    #[must_use]
+    pub fn leading_bos(&self) -> Option<LlamaToken> {
+        let vocab = self.inner.vocab();
+        vocab.should_add_bos().then(|| vocab.bos())
+    }
+
+    /// Whether it knows how a conversation is written: by its file, or by the template it was loaded with.
+    #[must_use]
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
     /// A user's turn in the model's chat template, ready for its answer.
     ///
     /// # Errors
