@@ -162,6 +162,12 @@ pub fn dot(a: &[f32], b: &[f32]) -> f64 {
     lanes.iter().sum::<f64>() + rest
 }
 
+/// cos(a, b); NaN where one has no length.
+#[must_use]
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt())
+}
+
 /// Below this share of its length left, a vector counts as lying in the span of the others: far above f32's rounding,
 /// far below anything two measured directions share.
 pub(crate) const DEPENDENT: f64 = 1e-5;

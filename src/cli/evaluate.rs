@@ -375,7 +375,7 @@ pub fn evaluation_table(evaluations: &[(&str, &Evaluation)]) -> String {
 }
 
 /// A rate's interval, in per cent.
-fn interval(rate: &Rate) -> String {
+pub fn interval(rate: &Rate) -> String {
     format!("{:.1}–{:.1}", 100.0 * rate.low, 100.0 * rate.high)
 }
 

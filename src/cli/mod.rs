@@ -4,6 +4,7 @@ mod abliterate;
 mod analyze;
 mod args;
 mod calibrate;
+mod compare;
 mod demo;
 mod evaluate;
 mod export;
@@ -12,6 +13,7 @@ mod generate;
 mod inspect;
 mod judge;
 mod orthogonalize;
+mod parts;
 mod perplexity;
 mod quantize;
 mod rewrite;
@@ -56,6 +58,7 @@ enum Command {
     Quantize(quantize::Args),
     Verify(verify::Args),
     Evaluate(evaluate::Args),
+    Compare(compare::Args),
     Abliterate(abliterate::Args),
     Demo(demo::Args),
 }
@@ -76,6 +79,7 @@ impl Cli {
             Command::Quantize(args) => args.run(ui),
             Command::Verify(args) => args.run(ui),
             Command::Evaluate(args) => args.run(ui),
+            Command::Compare(args) => args.run(ui),
             Command::Abliterate(args) => args.run(ui),
             Command::Demo(args) => args.run(ui),
         }

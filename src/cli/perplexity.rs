@@ -87,7 +87,8 @@ impl Text {
         })
     }
 
-    fn of(
+    /// Measures `model` alone.
+    pub fn of(
         &self,
         ui: Ui,
         run: &RunArgs,
