@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use ggsteer::direction::{Direction, Provenance};
-use ggsteer::evaluate::Markers;
 use ggsteer::evaluate::run::{Answer, Evaluation, Options, Set};
 use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
@@ -13,6 +12,7 @@ use ggsteer::output::OutputFile;
 use ggsteer::prompts::PromptSet;
 use ggsteer::random::SplitMix64;
 use ggsteer::runtime::Model;
+use ggsteer::select::{Checkpoint, Choice};
 use serde::Serialize;
 
 use super::args::{
@@ -22,7 +22,7 @@ use super::calibrate::{CalibrationArgs, Prompts};
 use super::evaluate::{Base, evaluate, evaluation_table};
 use super::rewrite::{Job, RewriteArgs, Rewritten, SourceArgs, check_calibration, rewrite};
 use super::select::{Chosen, TokenArgs};
-use super::steps;
+use super::steps::{self, How, ScoringArgs};
 use super::ui::Ui;
 
 /// Measure the direction, choose it, write it out of the model, and prove it, in one go
@@ -70,6 +70,8 @@ pub struct Args {
     #[command(flatten)]
     markers: MarkerArgs,
     #[command(flatten)]
+    scoring: ScoringArgs,
+    #[command(flatten)]
     run: RunArgs,
 }
 
@@ -104,6 +106,7 @@ impl Args {
             bail!("{}: both --output and --save-direction", self.output.display());
         }
         let out_calibration = self.calibration.sample.create(&self.output, self.force, &inputs)?;
+        let mut checkpoint = self.scoring.open(&self.output, &inputs)?;
         let sets = self.prompts.load()?;
         let markers = self.markers.load()?;
         let (harmful, harmless) = (split(&sets.harmful, self.seed)?, split(&sets.harmless, self.seed)?);
@@ -130,7 +133,15 @@ impl Args {
         let tokens = self.tokens.load(&model)?;
         let direction = match given {
             Some(direction) => direction,
-            None => find(ui, &self.run, &model, &train, &validation, &markers, tokens)?.direction,
+            None => {
+                let how = How {
+                    markers: &markers,
+                    tokens: tokens.as_ref(),
+                    seed: self.seed,
+                    exhaustive: self.scoring.exhaustive,
+                };
+                find(ui, &self.run, &model, &train, &validation, how, &mut checkpoint)?.direction
+            }
         };
         if let Some(out) = out_direction {
             direction.save_to(out)?;
@@ -209,7 +220,7 @@ fn split(set: &PromptSet, seed: u64) -> Result<[PromptSet; 3]> {
 
 /// The chosen direction with all that led to it.
 pub struct Found {
-    pub choice: steps::Choice,
+    pub choice: Choice,
     pub direction: Direction,
 }
 
@@ -220,14 +231,16 @@ pub fn find(
     model: &Model,
     train: &Sets,
     validation: &Sets,
-    markers: &Markers,
-    tokens: Option<ggsteer::select::grid::RefusalTokens>,
+    how: How<'_>,
+    checkpoint: &mut Checkpoint,
 ) -> Result<Found> {
     let sets = [tokenize(model, &train.harmful)?, tokenize(model, &train.harmless)?];
     let contrast = steps::measure(ui, run, model, [&sets[0], &sets[1]], steps::source(model, train)?, None)?;
     let sets = [tokenize(model, &validation.harmful)?, tokenize(model, &validation.harmless)?];
-    let choice = steps::select(ui, run, model, &contrast, [&sets[0], &sets[1]], markers, tokens)?;
-    let direction = choice.direction(&contrast)?;
+    let choice = steps::select(ui, run, model, &contrast, [&sets[0], &sets[1]], how, checkpoint)?;
+    // Scoring is what takes long, and is done: what fails from here on would fail again.
+    checkpoint.remove()?;
+    let direction = steps::chosen(&choice, &contrast)?;
     Ok(Found { choice, direction })
 }
 

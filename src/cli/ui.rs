@@ -34,11 +34,21 @@ impl Ui {
 
     /// A bar of `len` steps, on a terminal only.
     pub fn progress(self, len: usize, what: &str) -> ProgressBar {
+        let bar = self.bar(what, "{msg:<28} {bar:30} {pos}/{len}  {elapsed} (left {eta})");
+        bar.set_length(len as u64);
+        bar
+    }
+
+    /// A bar counted in tokens, on a terminal only: they take alike long, prompts and candidates do not.
+    pub fn tokens(self, what: &str) -> ProgressBar {
+        self.bar(what, "{msg:<28} {bar:30} {pos}/{len} tokens  {elapsed} (left {eta})")
+    }
+
+    fn bar(self, what: &str, template: &str) -> ProgressBar {
         let shown = !self.quiet && std::io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let style = ProgressStyle::with_template("{msg:<28} {bar:30} {pos}/{len}  {elapsed} (left {eta})")
-            .expect("the template is a constant");
-        let bar = ProgressBar::with_draw_target(Some(len as u64), target).with_style(style);
+        let style = ProgressStyle::with_template(template).expect("the template is a constant");
+        let bar = ProgressBar::with_draw_target(Some(0), target).with_style(style);
         bar.set_message(what.to_string());
         bar.enable_steady_tick(Duration::from_millis(200));
         bar

@@ -421,8 +421,11 @@ impl<'m> Session<'m> {
             }
             let prefix = groups[group].prefix;
             let tail = self.tail(job, prefix);
-            let (more_cells, more_seqs) =
-                if prefix > 0 && held != Some(group) { (job.tokens.len(), 2) } else { (job.tokens.len() - prefix, 1) };
+            let (more_cells, more_seqs) = if prefix > 0 && held != Some(group) {
+                (job.tokens.len(), 2)
+            } else {
+                (job.tokens.len() - prefix, 1)
+            };
             let full = size + tail > self.options.n_batch || cells + more_cells > self.options.n_ctx;
             if (seqs + more_seqs > self.options.n_seq || full) && !places.is_empty() {
                 break;
@@ -444,7 +447,8 @@ impl<'m> Session<'m> {
         kept: Option<(usize, usize)>,
     ) -> Result<Vec<(usize, usize)>, Error> {
         let mut held: Vec<(usize, usize)> = kept.into_iter().collect();
-        let mut free = (0..self.options.n_seq).rev().filter(|seq| kept.is_none_or(|(_, taken)| *seq != taken));
+        let mut free =
+            (0..self.options.n_seq).rev().filter(|seq| kept.is_none_or(|(_, taken)| *seq != taken));
         let mut items: Vec<Item<'_>> = Vec::new();
         for group in places.chunk_by(|a, b| a.group == b.group).map(|places| places[0].group) {
             let Group { jobs: of, prefix } = &groups[group];

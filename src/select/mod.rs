@@ -7,7 +7,15 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bound;
+pub mod checkpoint;
 pub mod grid;
+mod pipeline;
+pub mod race;
+mod scorer;
+
+pub use checkpoint::{Checkpoint, CheckpointError};
+pub use pipeline::{Choice, Error, Request, Watch, select};
 
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +94,14 @@ impl Default for Rules {
     }
 }
 
+impl Rules {
+    /// Whether `layer` lies in the dropped last part of a model with `n_block` blocks.
+    #[must_use]
+    pub fn is_late(&self, layer: Layer, n_block: usize) -> bool {
+        layer.paper() as f64 >= (n_block as f64 * self.layer_fraction).floor()
+    }
+}
+
 /// What the rules said of a candidate: the first rule it failed, in this order, or that it was kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -98,6 +114,8 @@ pub enum Verdict {
     Kl,
     /// Adding it does not induce refusal.
     Induce,
+    /// Another candidate that keeps the rules bypasses more; it was not scored any further.
+    Outrun,
     /// It passed; the chosen one is among these.
     Kept,
 }
@@ -125,11 +143,10 @@ impl Selection {
 /// the end, so the choice does not depend on the order in which candidates come.
 #[must_use]
 pub fn choose(candidates: &[Candidate], n_block: usize, rules: &Rules) -> Selection {
-    let end = (n_block as f64 * rules.layer_fraction).floor();
     let verdict = |c: &Candidate| {
         if ![c.bypass, c.induce, c.kl].iter().all(|score| score.is_finite()) {
             Verdict::NotANumber
-        } else if c.layer.paper() as f64 >= end {
+        } else if rules.is_late(c.layer, n_block) {
             Verdict::LateLayer
         } else if c.kl > rules.kl_max {
             Verdict::Kl
