@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::evaluate::Markers;
 use crate::evaluate::kl::refusal_score;
 use crate::evaluate::run::first_logits;
+use crate::random::SplitMix64;
 use crate::runtime::sampling::Sampler;
 use crate::runtime::{Error, GenerateOptions, Job, Prompt, Session, Token};
 
@@ -72,6 +73,18 @@ pub struct Filtered {
     pub harmless: Vec<Prompt>,
     /// Plain logits after each harmless prompt, `n_vocab` each.
     pub base: Vec<Vec<f32>>,
+}
+
+impl Filtered {
+    /// Puts both sets in an order that depends on the seed alone.
+    pub fn shuffle(&mut self, seed: u64) {
+        let mut random = SplitMix64(seed);
+        random.shuffle(&mut self.harmful);
+        let (harmless, base) = (std::mem::take(&mut self.harmless), std::mem::take(&mut self.base));
+        let mut pairs: Vec<_> = harmless.into_iter().zip(base).collect();
+        random.shuffle(&mut pairs);
+        (self.harmless, self.base) = pairs.into_iter().unzip();
+    }
 }
 
 /// Keeps the prompts that the model treats as their set says.

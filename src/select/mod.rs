@@ -227,6 +227,52 @@ mod tests {
         assert_eq!(outcomes, expected);
     }
 
+    /// The same from the files as they were published, where they are at hand.
+    #[test]
+    fn the_published_files_give_the_published_choices() {
+        #[derive(serde::Deserialize)]
+        struct Scored {
+            position: i32,
+            layer: usize,
+            refusal_score: Option<f64>,
+            steering_score: Option<f64>,
+            kl_div_score: Option<f64>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Selected {
+            pos: i32,
+            layer: usize,
+        }
+        let folder = std::env::var_os("GGSTEER_PUBLISHED_SCORES").map_or_else(
+            || {
+                std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+                    .join("../shared/data/published-candidate-scores")
+            },
+            Into::into,
+        );
+        if !folder.is_dir() {
+            eprintln!("SKIPPED: no published scores in {}; see GGSTEER_PUBLISHED_SCORES", folder.display());
+            return;
+        }
+        let read = |name: String| std::fs::read_to_string(folder.join(name)).unwrap();
+        for (model, fixture, _) in published() {
+            let scored: Vec<Scored> = serde_json::from_str(&read(format!("{model}.scores.json"))).unwrap();
+            let score = |score: Option<f64>| score.unwrap_or(f64::NAN);
+            let all: Vec<Candidate> = (scored.iter())
+                .map(|s| {
+                    let [bypass, induce, kl] = [s.refusal_score, s.steering_score, s.kl_div_score].map(score);
+                    candidate(s.position, s.layer, bypass, induce, kl)
+                })
+                .collect();
+            let n_block = all.iter().map(|c| c.layer.paper()).max().unwrap() + 1;
+            let chosen = &all[choose(&all, n_block, &Rules::default()).chosen.unwrap()];
+            let selected: Selected = serde_json::from_str(&read(format!("{model}.selected.json"))).unwrap();
+            let expected = (selected.pos, Layer::from_paper(selected.layer));
+            assert_eq!((chosen.position, chosen.layer), expected, "{model}");
+            assert_eq!(all.len(), fixture.len(), "{model}");
+        }
+    }
+
     #[test]
     fn each_rule_drops_what_it_names() {
         let candidates = [

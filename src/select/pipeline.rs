@@ -6,7 +6,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::{Checkpoint, CheckpointError};
-use super::grid::{self, Filtered, RefusalTokens};
+use super::grid::{self, RefusalTokens};
 use super::race::{Dropped, Measure, Race, Scores as _, Sheet, mean};
 use super::scorer::{Scorer, steering};
 use super::{Candidate, Layer, Rules, Selection, Verdict, choose};
@@ -14,7 +14,6 @@ use crate::activations::Contrast;
 use crate::direction::{Direction, DirectionError, Provenance, Scores};
 use crate::evaluate::Markers;
 use crate::gguf::{GgufError, GgufFile, fingerprint};
-use crate::random::SplitMix64;
 use crate::runtime::{self, Prompt, Session};
 
 /// Why no direction was chosen.
@@ -174,7 +173,7 @@ pub fn select(
     if kept.contains(&0) {
         return Err(Error::Filtered { kept, given: [harmful.len(), harmless.len()] });
     }
-    shuffle(&mut prompts, request.seed);
+    prompts.shuffle(request.seed);
     if checkpoint.is_begun() {
         watch.resumed(checkpoint.n_evaluated);
     }
@@ -239,16 +238,6 @@ fn candidate(scorer: &Scorer<'_, '_>, (position, block): (i32, usize), i: usize)
     });
     let [bypass, induce, kl] = scores.map(mean);
     (Candidate { position, layer: Layer::output_of(block), bypass, induce, kl }, scores.map(<[f64]>::len))
-}
-
-/// Puts both sets in the order of the seed.
-fn shuffle(prompts: &mut Filtered, seed: u64) {
-    let mut random = SplitMix64(seed);
-    random.shuffle(&mut prompts.harmful);
-    let (harmless, base) = (std::mem::take(&mut prompts.harmless), std::mem::take(&mut prompts.base));
-    let mut pairs: Vec<_> = harmless.into_iter().zip(base).collect();
-    random.shuffle(&mut pairs);
-    (prompts.harmless, prompts.base) = pairs.into_iter().unzip();
 }
 
 /// What scores depend on, for a checkpoint to be known by.

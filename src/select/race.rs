@@ -312,14 +312,14 @@ mod tests {
 
     /// Scores around means like those of real models: a few candidates that are good and near each other, many that are
     /// not. Prompts differ, and alike for all candidates in part.
-    fn grid(random: &mut SplitMix64, n: usize) -> Known {
+    fn grid(random: &mut SplitMix64, n: usize, any_good: bool) -> Known {
         let mut normal = || (0..12).map(|_| random.unit()).sum::<f64>() - 6.0;
         let hard: Vec<f64> = (0..64).map(|_| normal()).collect();
         let all = (0..n)
             .map(|i| {
-                let good = i % 7 == 0;
+                let good = any_good && i % 7 == 0;
                 let bypass = if good { -6.0 + normal() } else { 2.0 * normal() };
-                let induce = if good { 0.5 + normal() } else { -4.0 + 3.0 * normal() };
+                let induce = if good { 0.5 + normal() } else { -5.0 + normal() };
                 let kl = 0.08 * (1.0 + normal()).abs();
                 let around = |mean: f64, spread: f64, each: &mut dyn FnMut() -> f64| -> Vec<f64> {
                     hard.iter().map(|h| mean + spread * (h + 0.5 * each())).collect()
@@ -338,7 +338,7 @@ mod tests {
     fn the_winner_is_that_of_all_scores_for_a_fraction_of_them() {
         let (mut looked_at, mut all, mut without) = (0, 0, 0);
         for seed in 0..300 {
-            let mut scores = grid(&mut SplitMix64(seed), 42);
+            let mut scores = grid(&mut SplitMix64(seed), 42, seed % 10 > 0);
             let candidates = scores.candidates();
             let rules = Rules { layer_fraction: 2.0, ..Rules::default() };
             let expected = choose(&candidates, 42, &rules).chosen;
@@ -356,12 +356,12 @@ mod tests {
         }
         println!("looked at {looked_at} of {all}; no winner in {without} of 300");
         assert!(4 * looked_at < all, "{looked_at} of {all}");
-        assert!((1..100).contains(&without), "{without} of 300 have no winner: the test should see both");
+        assert!((30..100).contains(&without), "{without} of 300 have no winner: the test should see both");
     }
 
     #[test]
     fn few_prompts_are_scored_in_full_at_once() {
-        let mut scores = grid(&mut SplitMix64(1), 14);
+        let mut scores = grid(&mut SplitMix64(1), 14, true);
         scores.all.iter_mut().flatten().for_each(|s| s.truncate(12));
         let all: Vec<usize> = (0..14).collect();
         Race::default().run(&mut scores, 14, &all, &Rules::default()).unwrap();
@@ -370,7 +370,7 @@ mod tests {
 
     #[test]
     fn a_score_that_is_no_number_drops_its_candidate() {
-        let mut scores = grid(&mut SplitMix64(3), 8);
+        let mut scores = grid(&mut SplitMix64(3), 8, true);
         scores.all[0][Measure::Kl as usize][5] = f64::NAN;
         scores.all[7][Measure::Induce as usize][40] = f64::INFINITY;
         let rules = Rules { kl_max: 9.0, induce_min: -9.0, ..Rules::default() };
