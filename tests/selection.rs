@@ -94,7 +94,7 @@ fn the_race_chooses_what_scoring_everything_does() {
     let model = Model::load(&samples().join("lorekeeper-7m-f16.gguf"), &ModelOptions::default()).unwrap();
     let options = SessionOptions { n_ctx: 4096, n_batch: 512, n_seq: 32, n_threads: 1, exact: false };
     let mut session = Session::new(&model, options).unwrap();
-    let [harmful, harmless] = prompts(&model, "train", 64);
+    let [harmful, harmless] = prompts(&model, "train", 32);
     let contrast = contrast(&mut session, [&harmful, &harmless]);
     let (validation, markers) = (prompts(&model, "validation", 24), Markers::default());
     let race = request(&contrast, &validation, &markers);
@@ -143,7 +143,8 @@ fn the_race_chooses_what_scoring_everything_does() {
 fn scores_agree_with_a_plain_forward_pass_on_16_prompts() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tiny.gguf");
-    let tiny = tiny::Model::random(Spec::new(Arch::Llama));
+    let spec = Spec { n_embd: 32, n_head: 2, n_head_kv: 1, n_ff: 64, n_layer: 2, ..Spec::new(Arch::Llama) };
+    let tiny = tiny::Model::random(spec);
     tiny.write(&path).unwrap();
     let model = Model::load(&path, &ModelOptions::default()).unwrap();
     let options = SessionOptions { n_ctx: 2048, n_batch: 256, n_seq: 8, n_threads: 1, exact: true };
@@ -206,7 +207,7 @@ impl Select {
     fn new() -> Self {
         let this = Self { folder: tempfile::tempdir().unwrap() };
         let sets = ["--harmful", &list("restricted-train"), "--harmless", &list("ordinary-train")];
-        let args = ["extract", "-o", "directions.gguf", "--limit", "48"];
+        let args = ["extract", "-o", "directions.gguf", "--limit", "32"];
         let output = this.command(&[&args[..], &sets].concat()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         this
@@ -224,7 +225,7 @@ impl Select {
     fn select(&self, output: &str, more: &[&str]) -> Command {
         let sets = ["--harmful", &list("restricted-validation"), "--harmless", &list("ordinary-validation")];
         let args =
-            ["select", "--directions", "directions.gguf", "--limit", "20", "--batch", "96", "-o", output];
+            ["select", "--directions", "directions.gguf", "--limit", "12", "--batch", "96", "-o", output];
         self.command(&[&args[..], &sets, more].concat())
     }
 

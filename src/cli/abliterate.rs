@@ -131,17 +131,11 @@ impl Args {
             check_length(&model, longest([&tokenize(&model, set)?]).saturating_add(self.max_tokens))?;
         }
         let tokens = self.tokens.load(&model)?;
-        let direction = match given {
-            Some(direction) => direction,
-            None => {
-                let how = How {
-                    markers: &markers,
-                    tokens: tokens.as_ref(),
-                    seed: self.seed,
-                    exhaustive: self.scoring.exhaustive,
-                };
-                find(ui, &self.run, &model, &train, &validation, how, &mut checkpoint)?.direction
-            }
+        let how = self.scoring.how(&markers, tokens.as_ref(), self.seed);
+        let direction = if let Some(direction) = given {
+            direction
+        } else {
+            find(ui, &self.run, &model, &train, &validation, how, &mut checkpoint)?.direction
         };
         if let Some(out) = out_direction {
             direction.save_to(out)?;
@@ -189,10 +183,8 @@ impl Args {
                 ("written file", output.after),
             ];
             format!(
-                "direction: output of block {}, position {}, length {:.3}\n{}\n{}{}written to {}\n",
-                d.block,
-                d.position.unwrap_or(-1),
-                d.raw_norm,
+                "{}\n{}\n{}{}written to {}\n",
+                d.words(),
                 evaluation_table(&rows),
                 rewritten.table(),
                 rewritten.summary(),

@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-/// While it lives, the first signal to stop is noted, for the work to be saved. The next, and any after this has been
-/// dropped, ends the program at once.
+/// Between [`Interrupt::hold`] and its end, the first signal to stop is noted, for the work to be saved. The next, and any
+/// before or after, ends the program at once.
 pub struct Interrupt {
     wanted: Arc<AtomicBool>,
     at_once: Arc<AtomicBool>,
@@ -17,7 +17,7 @@ pub struct Interrupt {
 impl Interrupt {
     /// Catches Ctrl-C and the polite kill.
     pub fn catch() -> Result<Self> {
-        let caught = Self { wanted: Arc::default(), at_once: Arc::default() };
+        let caught = Self { wanted: Arc::default(), at_once: Arc::new(AtomicBool::new(true)) };
         for signal in [SIGINT, SIGTERM] {
             // In this order: the first signal finds the flag unset, and sets it.
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&caught.at_once))
@@ -26,6 +26,11 @@ impl Interrupt {
                 .context("cannot catch Ctrl-C")?;
         }
         Ok(caught)
+    }
+
+    /// From here on there is something to be saved.
+    pub fn hold(&self) {
+        self.at_once.store(false, Ordering::Relaxed);
     }
 
     /// Whether the signal has come.

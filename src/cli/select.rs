@@ -11,7 +11,7 @@ use ggsteer::select::grid::RefusalTokens;
 use serde::Serialize;
 
 use super::args::{MarkerArgs, PromptArgs, RunArgs, describe, tokenize};
-use super::steps::{self, How, ScoringArgs};
+use super::steps::{self, ScoringArgs};
 use super::ui::Ui;
 
 /// Choose the direction by bypass, induce and KL on validation prompts, as Arditi et al. 2024 do
@@ -103,6 +103,12 @@ impl Chosen {
             scores: direction.meta.scores,
         }
     }
+
+    /// Where it is and how long.
+    pub fn words(&self) -> String {
+        let position = self.position.unwrap_or(-1);
+        format!("direction: output of block {}, position {position}, length {:.3}", self.block, self.raw_norm)
+    }
 }
 
 /// Whether the directions can have been measured on this model.
@@ -134,12 +140,7 @@ impl Args {
         check(&contrast, &model).with_context(|| self.directions.display().to_string())?;
         let tokens = self.tokens.load(&model)?;
         let (harmful, harmless) = (tokenize(&model, &sets.harmful)?, tokenize(&model, &sets.harmless)?);
-        let how = How {
-            markers: &markers,
-            tokens: tokens.as_ref(),
-            seed: self.seed,
-            exhaustive: self.scoring.exhaustive,
-        };
+        let how = self.scoring.how(&markers, tokens.as_ref(), self.seed);
         let sets = [&harmful, &harmless];
         let choice = steps::select(ui, &self.run, &model, &contrast, sets, how, &mut checkpoint)?;
         let direction = steps::chosen(&choice, &contrast);

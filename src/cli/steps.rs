@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ggsteer::activations::{Contrast, measure as measure_set, shared_positions};
 use ggsteer::calibration::Collector;
 use ggsteer::direction::{Direction, Provenance};
@@ -88,9 +88,15 @@ impl ScoringArgs {
             PathBuf::from(name)
         };
         let path = self.checkpoint.clone().unwrap_or_else(beside);
-        let others: Vec<&Path> = inputs.iter().copied().chain([output]).collect();
-        OutputFile::create(&path, true, &others)?;
+        // Tried now, for it is needed only when much has been done.
+        OutputFile::create(&path, true, inputs)?;
+        ensure!(path != output, "--checkpoint {}: is the output itself", path.display());
         Ok(Checkpoint::at(&path, self.restart))
+    }
+
+    /// With these arguments, and others'.
+    pub fn how<'a>(&self, markers: &'a Markers, tokens: Option<&'a RefusalTokens>, seed: u64) -> How<'a> {
+        How { markers, tokens, seed, exhaustive: self.exhaustive }
     }
 }
 
@@ -150,6 +156,7 @@ impl Watch for Shown {
         let texts: Vec<String> = tokens.texts.iter().map(|t| format!("{t:?}")).collect();
         self.ui.note(&format!("refusal tokens: {}", texts.join(" ")));
         self.bar = self.ui.tokens("scoring candidates, at most");
+        self.interrupt.hold();
     }
 
     fn resumed(&mut self, tokens: u64) {

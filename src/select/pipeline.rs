@@ -154,13 +154,13 @@ pub fn select(
     let [harmful, harmless] = request.prompts;
     let steering = steering(request.contrast);
     checkpoint.begin(identity(session, request)?, steering.len())?;
-    let refusal_tokens = match request.refusal_tokens.clone().or(checkpoint.refusal_tokens.take()) {
-        Some(tokens) => tokens,
-        None => {
-            watch.asking(harmful.len() + harmless.len());
-            let step = &mut || watch.answered();
-            grid::find_refusal_tokens(session, harmful, harmless, request.markers, step)?
-        }
+    let known = request.refusal_tokens.clone().or(checkpoint.refusal_tokens.take());
+    let refusal_tokens = if let Some(tokens) = known {
+        tokens
+    } else {
+        watch.asking(harmful.len() + harmless.len());
+        let step = &mut || watch.answered();
+        grid::find_refusal_tokens(session, harmful, harmless, request.markers, step)?
     };
     if refusal_tokens.ids.is_empty() {
         let model = session.model().path().to_path_buf();
@@ -258,12 +258,11 @@ fn identity(session: &Session<'_>, request: &Request<'_>) -> Result<Vec<(String,
         let tokens = |p: &Prompt| p.tokens.iter().flat_map(|t| t.0.to_le_bytes()).collect();
         hash(&mut prompts.iter().map(tokens))
     });
-    let refusal = match &request.refusal_tokens {
-        Some(tokens) => format!("{:?}", tokens.ids),
-        None => {
-            let markers = format!("{:?}", request.markers).into_bytes();
-            format!("found by markers {}", hash(&mut std::iter::once(markers)))
-        }
+    let refusal = if let Some(tokens) = &request.refusal_tokens {
+        format!("{:?}", tokens.ids)
+    } else {
+        let markers = format!("{:?}", request.markers).into_bytes();
+        format!("found by markers {}", hash(&mut std::iter::once(markers)))
     };
     let rules = format!("{:?}, {:?}", request.rules, request.race.unwrap_or_default());
     let options = session.options();
