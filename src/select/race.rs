@@ -250,7 +250,8 @@ impl Running<'_> {
 /// The mean, of scores added in their order; NaN of none.
 #[must_use]
 pub fn mean(scores: &[f64]) -> f64 {
-    scores.iter().sum::<f64>() / scores.len() as f64
+    // Not 0/0, whose sign, and so its place in an order, is the processor's.
+    if scores.is_empty() { f64::NAN } else { scores.iter().sum::<f64>() / scores.len() as f64 }
 }
 
 #[cfg(test)]
