@@ -298,6 +298,17 @@ fn directions_of_another_model_are_refused() {
 }
 
 #[test]
+fn a_checkpoint_is_no_other_file() {
+    let folder = folder();
+    folder.file("words.json", "{\"format\": 3}");
+    let line = |more: &str| format!("{} {more}", lines("model.gguf")[5]);
+    folder.refuses(&line("--checkpoint words.json"), &["words.json", "not a checkpoint", "--restart"]);
+    folder.refuses(&line("--checkpoint model.gguf"), &["model.gguf", "is the input model.gguf itself"]);
+    folder.refuses(&line("--checkpoint out.gguf"), &["out.gguf", "is the output itself"]);
+    folder.refuses(&line("--checkpoint none/c"), &["none/c", "no folder"]);
+}
+
+#[test]
 fn a_direction_is_no_model() {
     let folder = small_folder();
     folder.refuses("generate direction.gguf --threads 1 -p hello", &["direction.gguf", "controlvector"]);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::runtime::{
-    CapturePlan, Captured, Error, HookError, Item, Model, ModelOptions, Outputs, Session, SessionOptions,
-    Site, Token,
+    CapturePlan, Captured, Error, HookError, Item, Job, Model, ModelOptions, Outputs, Session,
+    SessionOptions, Site, Token,
 };
 
 mod support;
@@ -286,4 +286,62 @@ fn a_panic_in_the_sink_is_an_error() {
     assert_eq!(error.to_string(), "hook: panic in the eval callback: no room");
     session.clear();
     assert!(session.decode(&[item], None).is_ok());
+}
+
+#[test]
+fn what_prompts_have_in_common_is_computed_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = tiny::Model::random(Spec::new(Arch::Llama));
+    let model = load(&tiny, folder.path());
+    // 20 tokens in common and 1 to 9 of their own, six times for each intervention.
+    let own = |n: usize| (0..n).map(move |i| (31 * n + 7 * i) as i32 % 250);
+    let prompts: Vec<Vec<i32>> =
+        (0..6).map(|k| TOKENS.iter().copied().chain(own(1 + 3 * k % 9)).collect()).collect();
+    let cases = cases(&tiny);
+    let sequences: Vec<(Vec<Token>, usize)> =
+        (0..cases.len()).flat_map(|case| prompts.iter().map(move |p| (tokens(p), case))).collect();
+    let jobs: Vec<Job<'_>> = (sequences.iter())
+        .map(|(tokens, case)| Job { tokens, n_out: 1, intervention: cases[*case].1.clone() })
+        .collect();
+    let own: usize = prompts.iter().map(|p| p.len() - TOKENS.len()).sum();
+    // Batches of many groups, that end within a group, and of one job.
+    for (n_batch, n_seq, n_ctx) in [(128, 16, 256), (24, 3, 96), (33, 2, 64), (128, 16, 30)] {
+        let options = SessionOptions { n_ctx, n_batch, n_seq, n_threads: 1, exact: true };
+        let mut session = Session::new(&model, options).unwrap();
+        let mut seen: HashMap<(usize, usize), Vec<f32>> = HashMap::new();
+        let mut logits: HashMap<usize, Vec<f32>> = HashMap::new();
+        let mut sink = |job: usize, position: i32, site: Site<'_>, row: &[f32]| {
+            let Site::Block(il) = site else { panic!("only the stream is captured") };
+            assert_eq!(position, -1);
+            assert!(seen.insert((job, il), row.to_vec()).is_none(), "job {job}, block {il} came twice");
+        };
+        let on_logits = &mut |job: usize, row: &[f32]| {
+            assert!(logits.insert(job, row.to_vec()).is_none(), "job {job} came twice");
+        };
+        session.prefill(&jobs, Some((&stream(), &mut sink)), on_logits).unwrap();
+        assert_eq!(session.n_evaluated(), (cases.len() * (TOKENS.len() + own)) as u64, "{n_batch}");
+        assert_eq!(session.cost(&jobs), session.n_evaluated());
+        for (job, (_, case)) in sequences.iter().enumerate() {
+            let (name, _, r, scale) = &cases[*case];
+            let edit = match scale {
+                Some(scale) => Edit { add: Some((1, r, *scale)), ..Edit::default() },
+                None if *name == "plain" => Edit::default(),
+                None => Edit { ablate: Some(r), ..Edit::default() },
+            };
+            let oracle = forward(&tiny, &prompts[job % prompts.len()], edit);
+            let what = format!("{name}, job {job}, batches of {n_batch}");
+            assert_close(&logits[&job], oracle.logits.last().unwrap(), &what);
+            for (il, rows) in oracle.l_out.iter().enumerate() {
+                assert_close(&seen[&(job, il)], rows.last().unwrap(), &what);
+            }
+        }
+        // The inputs of writers are wanted at every token, so nothing is left out there.
+        let plan = CapturePlan {
+            writer_inputs: ["blk.0.ffn_down.weight".to_string()].into(),
+            ..CapturePlan::default()
+        };
+        let mut rows = 0;
+        session.prefill(&jobs, Some((&plan, &mut |_, _, _, _| rows += 1)), &mut |_, _| ()).unwrap();
+        assert_eq!(rows, cases.len() * (6 * TOKENS.len() + own));
+    }
 }

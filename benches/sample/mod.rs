@@ -16,8 +16,8 @@ use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
 use ggsteer::prompts::PromptSet;
 use ggsteer::runtime::{Model, ModelOptions, Prompt, Session, SessionOptions};
-use ggsteer::select::grid::{filter, find_refusal_tokens, score};
-use ggsteer::select::{Rules, choose};
+use ggsteer::select::race::Race;
+use ggsteer::select::{Checkpoint, Choice, Request, Rules, select};
 
 /// The tokens of an answer: in calibration and in evaluation.
 pub const ANSWER: [usize; 2] = [16, 48];
@@ -50,25 +50,41 @@ pub fn sets(model: &Model, part: &str) -> [Set; 2] {
     })
 }
 
-/// Measured on the training prompts, chosen on the validation prompts; where the rules leave no candidate of this model,
-/// measured where `other` (position and block) was chosen.
-pub fn direction(model: &Model, other: Option<&Direction>) -> Direction {
+/// Means over the training prompts.
+pub fn contrast(model: &Model) -> Contrast {
     let mut session = session(model);
     let [harmful, harmless] = sets(model, "train");
     let n_pos = shared_positions(harmful.prompts.iter().chain(&harmless.prompts));
     let mut mean = |set: &Set| measure(&mut session, &set.prompts, n_pos, None, &mut || ()).unwrap();
-    let contrast = Contrast {
+    Contrast {
         harmful: mean(&harmful),
         harmless: mean(&harmless),
         source: Provenance { architecture: Some(model.architecture()), ..Provenance::default() },
-    };
+    }
+}
+
+/// The choice on the validation prompts, in the order of `seed`.
+pub fn choose(model: &Model, contrast: &Contrast, race: Option<Race>, seed: u64) -> Choice {
     let [harmful, harmless] = sets(model, "validation").map(|set| set.prompts);
-    let tokens =
-        find_refusal_tokens(&mut session, &harmful, &harmless, &Markers::default(), &mut || ()).unwrap();
-    let kept = filter(&mut session, &harmful, &harmless, &tokens).unwrap();
-    let candidates = score(&mut session, &contrast, &kept, &tokens, &mut || ()).unwrap();
-    let chosen = choose(&candidates, model.n_block(), &Rules::default()).chosen;
-    let chosen = chosen.map(|i| (candidates[i].position, candidates[i].layer.block().unwrap()));
+    let request = Request {
+        contrast,
+        prompts: [&harmful, &harmless],
+        refusal_tokens: None,
+        markers: &Markers::default(),
+        rules: Rules::default(),
+        race,
+        seed,
+    };
+    select(&mut session(model), &request, &mut Checkpoint::none(), &mut ()).unwrap()
+}
+
+/// Measured on the training prompts, chosen on the validation prompts; where the rules leave no candidate of this model,
+/// measured where `other` (position and block) was chosen.
+pub fn direction(model: &Model, other: Option<&Direction>) -> Direction {
+    let contrast = contrast(model);
+    let choice = choose(model, &contrast, Some(Race::default()), 0);
+    let chosen = choice.selection.chosen.map(|i| &choice.candidates[i]);
+    let chosen = chosen.map(|c| (c.position, c.layer.block().unwrap()));
     let given = other.map(|d| (d.meta.position.unwrap(), d.block));
     let (position, block) = chosen.or(given).expect("a candidate that survives the rules");
     if chosen.is_none() {

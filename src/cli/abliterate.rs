@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use ggsteer::direction::{Direction, Provenance};
-use ggsteer::evaluate::Markers;
 use ggsteer::evaluate::run::{Evaluated, Evaluation, Options, Set};
 use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::split::{Parts, Used};
 use ggsteer::runtime::Model;
+use ggsteer::select::{Checkpoint, Choice};
 use serde::Serialize;
 
 use super::args::{
@@ -22,7 +22,7 @@ use super::evaluate::{Base, evaluate, evaluation_table};
 use super::parts::{HeldOutArgs, used};
 use super::rewrite::{Job, RewriteArgs, Rewritten, SourceArgs, check_calibration, rewrite};
 use super::select::{Chosen, TokenArgs};
-use super::steps;
+use super::steps::{self, How, ScoringArgs};
 use super::ui::Ui;
 
 /// Measure the direction, choose it, write it out of the model, and prove it, in one go
@@ -73,6 +73,8 @@ pub struct Args {
     #[command(flatten)]
     markers: MarkerArgs,
     #[command(flatten)]
+    scoring: ScoringArgs,
+    #[command(flatten)]
     run: RunArgs,
 }
 
@@ -105,6 +107,7 @@ impl Args {
             bail!("{}: both --output and --save-direction", self.output.display());
         }
         let out_calibration = self.calibration.sample.create(&self.output, self.force, &inputs)?;
+        let mut checkpoint = self.scoring.open(&self.output, &inputs)?;
         let parts = self.held_out.load(ui, &self.prompts, self.seed)?;
         let prompts = parts.used(self.seed);
         let Parts { train, validation, test } = parts;
@@ -128,9 +131,11 @@ impl Args {
             check_length(&model, longest([&tokenize(&model, set)?]).saturating_add(self.max_tokens))?;
         }
         let tokens = self.tokens.load(&model)?;
-        let direction = match given {
-            Some(direction) => direction,
-            None => find(ui, &self.run, &model, &train, &validation, &markers, tokens)?.direction,
+        let how = self.scoring.how(&markers, tokens.as_ref(), self.seed);
+        let direction = if let Some(direction) = given {
+            direction
+        } else {
+            find(ui, &self.run, &model, &train, &validation, how, &mut checkpoint)?.direction
         };
         if let Some(out) = out_direction {
             direction.save_to(out)?;
@@ -175,11 +180,9 @@ impl Args {
                 ("written file", output.after),
             ];
             format!(
-                "{}direction: output of block {}, position {}, length {:.3}\n{}\n{}{}written to {}\n",
+                "{}{}\n{}\n{}{}written to {}\n",
                 used(&output.prompts),
-                d.block,
-                d.position.unwrap_or(-1),
-                d.raw_norm,
+                d.words(),
                 evaluation_table(&rows),
                 rewritten.table(),
                 rewritten.summary(),
@@ -191,7 +194,7 @@ impl Args {
 
 /// The chosen direction with all that led to it.
 pub struct Found {
-    pub choice: steps::Choice,
+    pub choice: Choice,
     pub direction: Direction,
 }
 
@@ -202,14 +205,16 @@ pub fn find(
     model: &Model,
     train: &Sets,
     validation: &Sets,
-    markers: &Markers,
-    tokens: Option<ggsteer::select::grid::RefusalTokens>,
+    how: How<'_>,
+    checkpoint: &mut Checkpoint,
 ) -> Result<Found> {
     let sets = [tokenize(model, &train.harmful)?, tokenize(model, &train.harmless)?];
     let contrast = steps::measure(ui, run, model, [&sets[0], &sets[1]], steps::source(model, train)?, None)?;
     let sets = [tokenize(model, &validation.harmful)?, tokenize(model, &validation.harmless)?];
-    let choice = steps::select(ui, run, model, &contrast, [&sets[0], &sets[1]], markers, tokens)?;
-    let direction = choice.direction(&contrast)?;
+    let choice = steps::select(ui, run, model, &contrast, [&sets[0], &sets[1]], how, checkpoint)?;
+    // Scoring is what takes long, and is done: what fails from here on would fail again.
+    checkpoint.remove()?;
+    let direction = steps::chosen(&choice, &contrast)?;
     Ok(Found { choice, direction })
 }
 

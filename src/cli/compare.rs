@@ -14,7 +14,7 @@ use ggsteer::intervention::{Intervention, cosine};
 use ggsteer::prompts::split::{Parts, Used};
 use ggsteer::runtime::sampling::Sampler;
 use ggsteer::runtime::{GenerateOptions, Job, Model};
-use ggsteer::select::Candidate;
+use ggsteer::select::{Candidate, Checkpoint, Error as SelectError};
 use serde::Serialize;
 
 use super::args::{
@@ -46,6 +46,9 @@ pub struct Args {
     held_out: HeldOutArgs,
     #[command(flatten)]
     tokens: TokenArgs,
+    /// Score every candidate on every prompt, also those that a bound says cannot win
+    #[arg(long)]
+    exhaustive: bool,
     #[command(flatten)]
     markers: MarkerArgs,
     #[command(flatten)]
@@ -203,15 +206,26 @@ impl Args {
         let prompt_speed = n_tokens as f64 / start.elapsed().as_secs_f64();
         let [harmful, harmless] = both(&parts.validation)?;
         let tokens = self.tokens.load(model)?;
+        let how = steps::How {
+            markers: &options.markers,
+            tokens: tokens.as_ref(),
+            seed: self.seed,
+            exhaustive: self.exhaustive,
+        };
+        let sets = [&harmful, &harmless];
+        let choice = steps::select(ui, &self.run, model, &contrast, sets, how, &mut Checkpoint::none());
         // A file that refuses nothing, as an edited one, has no choice: a finding, not a failure.
-        let choice =
-            steps::select(ui, &self.run, model, &contrast, [&harmful, &harmless], &options.markers, tokens);
         let (chosen, no_choice) = match choice {
             Ok(choice) => match choice.selection.chosen {
                 Some(i) => (Some(choice.candidates[i]), None),
                 None => (None, Some("no candidate survives the rules".into())),
             },
-            Err(error) => (None, Some(format!("{error:#}"))),
+            Err(error) => match error.downcast_ref() {
+                Some(SelectError::NeverRefuses { .. } | SelectError::Filtered { .. }) => {
+                    (None, Some(error.to_string()))
+                }
+                _ => return Err(error),
+            },
         };
         Ok(Found { contrast, chosen, no_choice, prompt_speed })
     }

@@ -14,6 +14,7 @@ use ggsteer::output::OutputFile;
 use ggsteer::prompts::PromptSet;
 use ggsteer::prompts::split::Parts;
 use ggsteer::runtime::{FileType, Model, QuantizeOptions, quantize};
+use ggsteer::select::Checkpoint;
 use serde::Serialize;
 
 use super::abliterate::{find, prove};
@@ -22,6 +23,7 @@ use super::calibrate::{ANSWER_TOKENS, CalibrationArgs, Prompts};
 use super::evaluate::{evaluate, evaluation_table};
 use super::rewrite::{Job, RewriteArgs, Rewritten, rewrite};
 use super::select::Chosen;
+use super::steps::{How, choice_table};
 use super::ui::{Ui, table};
 
 /// Show the whole story on the sample model: measure, choose, erase, induce, rewrite, prove
@@ -115,7 +117,8 @@ impl Args {
         ui.note(
             "1. measure the residual stream on training prompts, choose a direction on validation prompts",
         );
-        let found = find(ui, &self.run, &model, &train, &validation, &markers, None)?;
+        let how = How { markers: &markers, tokens: None, seed: 0, exhaustive: false };
+        let found = find(ui, &self.run, &model, &train, &validation, how, &mut Checkpoint::none())?;
         let direction = &found.direction;
         direction.save(folder.join("direction.gguf"), true)?;
 
@@ -172,7 +175,7 @@ impl Args {
                 d.position.unwrap_or(-1),
                 d.raw_norm,
                 found.choice.candidates.len(),
-                found.choice.table(5),
+                choice_table(&found.choice, 5),
                 evaluation_table(&rows),
                 examples(&[
                     ("as it is", &proof.before.1),

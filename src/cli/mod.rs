@@ -11,6 +11,7 @@ mod export;
 mod extract;
 mod generate;
 mod inspect;
+mod interrupt;
 mod judge;
 mod orthogonalize;
 mod parts;
@@ -86,10 +87,14 @@ impl Cli {
     }
 }
 
-/// What a failure ends the program with: 3 where two files were compared and differ, 1 for everything else (clap ends it
-/// with 2 on wrong usage).
+/// What a failure ends the program with: 3 where two files were compared and differ, 130 where Ctrl-C stopped it and its
+/// work was saved, 1 for everything else (clap ends it with 2 on wrong usage).
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if error.is::<verify::Differs>() { ExitCode::from(3) } else { ExitCode::FAILURE }
+    match error.downcast_ref() {
+        Some(ggsteer::select::Error::Stopped { .. }) => ExitCode::from(130),
+        _ if error.is::<verify::Differs>() => ExitCode::from(3),
+        _ => ExitCode::FAILURE,
+    }
 }
 
 /// Whether stdout was closed by its reader.

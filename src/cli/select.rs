@@ -6,14 +6,18 @@ use anyhow::{Context, Result, bail};
 use ggsteer::activations::Contrast;
 use ggsteer::output::OutputFile;
 use ggsteer::runtime::{Model, Token};
+use ggsteer::select::Choice;
 use ggsteer::select::grid::RefusalTokens;
 use serde::Serialize;
 
 use super::args::{MarkerArgs, PromptArgs, RunArgs, describe, tokenize};
-use super::steps::{self, Choice};
+use super::steps::{self, ScoringArgs};
 use super::ui::Ui;
 
 /// Choose the direction by bypass, induce and KL on validation prompts, as Arditi et al. 2024 do
+///
+/// Candidates are scored on more and more prompts, and left when they break a rule or when one that keeps the rules is
+/// better beyond doubt; the choice is that of scoring all (--exhaustive), with an error probability of a hundredth at most.
 ///
 /// Example: ggsteer select model.gguf --directions dirs.gguf --harmful a.txt --harmless b.txt -o direction.gguf
 #[derive(Debug, clap::Args)]
@@ -30,6 +34,11 @@ pub struct Args {
     tokens: TokenArgs,
     #[command(flatten)]
     markers: MarkerArgs,
+    #[command(flatten)]
+    scoring: ScoringArgs,
+    /// Seed of the order in which the prompts are taken
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    seed: u64,
     /// Where to write the chosen direction (a GGUF control vector)
     #[arg(short, long, value_name = "DIRECTION")]
     output: PathBuf,
@@ -94,6 +103,12 @@ impl Chosen {
             scores: direction.meta.scores,
         }
     }
+
+    /// Where it is and how long.
+    pub fn words(&self) -> String {
+        let position = self.position.unwrap_or(-1);
+        format!("direction: output of block {}, position {position}, length {:.3}", self.block, self.raw_norm)
+    }
 }
 
 /// Whether the directions can have been measured on this model.
@@ -117,6 +132,7 @@ impl Args {
         let mut inputs = vec![self.model.as_path(), self.directions.as_path()];
         inputs.extend(prompts.iter().map(PathBuf::as_path));
         let out = OutputFile::create(&self.output, self.force, &inputs)?;
+        let mut checkpoint = self.scoring.open(&self.output, &inputs)?;
         let sets = self.prompts.load(ui)?;
         let markers = self.markers.load()?;
         let contrast = Contrast::load(&self.directions)?;
@@ -125,16 +141,25 @@ impl Args {
         check(&contrast, &model).with_context(|| self.directions.display().to_string())?;
         let tokens = self.tokens.load(&model)?;
         let (harmful, harmless) = (tokenize(&model, &sets.harmful)?, tokenize(&model, &sets.harmless)?);
-        let choice =
-            steps::select(ui, &self.run, &model, &contrast, [&harmful, &harmless], &markers, tokens)?;
-        let direction = choice.direction(&contrast)?;
+        let how = self.scoring.how(&markers, tokens.as_ref(), self.seed);
+        let sets = [&harmful, &harmless];
+        let choice = steps::select(ui, &self.run, &model, &contrast, sets, how, &mut checkpoint)?;
+        let direction = steps::chosen(&choice, &contrast);
+        if direction.is_err() {
+            checkpoint.remove()?;
+        }
+        let direction = direction?;
         direction.save_to(out)?;
+        checkpoint.remove()?;
         let output = Output {
             model: self.model.display().to_string(),
             output: self.output.display().to_string(),
             direction: Chosen::of(&direction),
             choice: &choice,
         };
-        ui.print(&output, || format!("{}written to {}\n", choice.table(12), output.output))
+        ui.print(&output, || {
+            let (table, cost) = (steps::choice_table(&choice, 12), steps::choice_cost(&choice));
+            format!("{table}{cost}\nwritten to {}\n", output.output)
+        })
     }
 }

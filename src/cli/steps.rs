@@ -1,18 +1,23 @@
 //! The steps of the pipeline with their progress, as several subcommands take them.
 
-use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
 use ggsteer::activations::{Contrast, measure as measure_set, shared_positions};
 use ggsteer::calibration::Collector;
-use ggsteer::direction::{Direction, Provenance, Scores};
+use ggsteer::direction::{Direction, Provenance};
 use ggsteer::evaluate::Markers;
 use ggsteer::evaluate::run::Set;
 use ggsteer::gguf::{GgufFile, fingerprint};
-use ggsteer::runtime::Model;
-use ggsteer::select::grid::{self, RefusalTokens};
-use ggsteer::select::{Candidate, Rules, Selection, Verdict, choose};
-use serde::Serialize;
+use ggsteer::output::OutputFile;
+use ggsteer::runtime::{Model, Prompt};
+use ggsteer::select::grid::RefusalTokens;
+use ggsteer::select::race::Race;
+use ggsteer::select::{self, Checkpoint, Choice, Request, Rules, Verdict, Watch};
+use indicatif::ProgressBar;
 
 use super::args::{PARALLEL, RunArgs, Sets, longest};
+use super::interrupt::Interrupt;
 use super::ui::{Ui, table, warn};
 
 /// Where directions measured on `model` with `sets` come from.
@@ -41,139 +46,192 @@ pub fn measure(
 ) -> Result<Contrast> {
     let n_pos = shared_positions(harmful.prompts.iter().chain(&harmless.prompts));
     let mut session = run.session(model, PARALLEL, longest([harmful, harmless]))?;
-    let bar = ui.progress(harmful.prompts.len() + harmless.prompts.len(), "measuring activations");
+    let bar = ui.tokens("measuring activations");
+    bar.set_length([harmful, harmless].iter().flat_map(|set| &set.prompts).map(n_tokens).sum());
     let mut first = 0;
     let mut measure = |set: &Set| {
         let collector = collector.as_deref_mut().map(|collector| (collector, first));
         first += set.prompts.len();
-        measure_set(&mut session, &set.prompts, n_pos, collector, &mut || bar.inc(1))
+        let mut done = set.prompts.iter().map(n_tokens);
+        measure_set(&mut session, &set.prompts, n_pos, collector, &mut || bar.inc(done.next().unwrap_or(0)))
     };
     let (harmful, harmless) = (measure(harmful)?, measure(harmless)?);
     bar.finish_and_clear();
     Ok(Contrast { harmful, harmless, source })
 }
 
-/// Every candidate with its scores, and which one the rules take.
-#[derive(Serialize)]
-pub struct Choice {
-    pub refusal_tokens: RefusalTokens,
-    /// Validation prompts given, and those kept because the model treats them as their set says.
-    pub n_harmful: [usize; 2],
-    pub n_harmless: [usize; 2],
-    pub rules: Rules,
-    pub candidates: Vec<Candidate>,
-    #[serde(flatten)]
-    pub selection: Selection,
+fn n_tokens(prompt: &Prompt) -> u64 {
+    prompt.tokens.len() as u64
 }
 
-/// Scores the whole grid on validation prompts and applies the rules.
+/// How the candidates are scored.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct ScoringArgs {
+    /// Score every candidate on every prompt, also those that a bound says cannot win
+    #[arg(long)]
+    pub exhaustive: bool,
+    /// Where scores are kept, for the same command to go on from when it is interrupted (Ctrl-C); removed at the end
+    /// [default: OUTPUT.checkpoint]
+    #[arg(long, value_name = "FILE")]
+    pub checkpoint: Option<PathBuf>,
+    /// Begin anew, whatever checkpoint there is
+    #[arg(long)]
+    pub restart: bool,
+}
+
+impl ScoringArgs {
+    /// The checkpoint of a command that writes `output`, after a look at whether it can be written.
+    pub fn open(&self, output: &Path, inputs: &[&Path]) -> Result<Checkpoint> {
+        let beside = || {
+            let mut name = output.as_os_str().to_owned();
+            name.push(".checkpoint");
+            PathBuf::from(name)
+        };
+        let path = self.checkpoint.clone().unwrap_or_else(beside);
+        // Tried now, for it is needed only when much has been done.
+        OutputFile::create(&path, true, inputs)?;
+        ensure!(path != output, "--checkpoint {}: is the output itself", path.display());
+        Ok(Checkpoint::at(&path, self.restart))
+    }
+
+    /// With these arguments, and others'.
+    pub fn how<'a>(&self, markers: &'a Markers, tokens: Option<&'a RefusalTokens>, seed: u64) -> How<'a> {
+        How { markers, tokens, seed, exhaustive: self.exhaustive }
+    }
+}
+
+/// What a choice is made by.
+#[derive(Clone, Copy)]
+pub struct How<'a> {
+    pub markers: &'a Markers,
+    pub tokens: Option<&'a RefusalTokens>,
+    pub seed: u64,
+    pub exhaustive: bool,
+}
+
+/// Scores the candidates on validation prompts and applies the rules.
 pub fn select(
     ui: Ui,
     run: &RunArgs,
     model: &Model,
     contrast: &Contrast,
     [harmful, harmless]: [&Set; 2],
-    markers: &Markers,
-    tokens: Option<RefusalTokens>,
+    how: How<'_>,
+    checkpoint: &mut Checkpoint,
 ) -> Result<Choice> {
     let mut session = run.session(model, PARALLEL, longest([harmful, harmless]) + 32)?;
-    let tokens = if let Some(tokens) = tokens {
-        tokens
-    } else {
-        let bar = ui.progress(harmful.prompts.len() + harmless.prompts.len(), "finding refusal tokens");
-        let step = &mut || bar.inc(1);
-        let found =
-            grid::find_refusal_tokens(&mut session, &harmful.prompts, &harmless.prompts, markers, step)?;
-        bar.finish_and_clear();
-        found
+    let request = Request {
+        contrast,
+        prompts: [&harmful.prompts, &harmless.prompts],
+        refusal_tokens: how.tokens.cloned(),
+        markers: how.markers,
+        rules: Rules::default(),
+        race: (!how.exhaustive).then(Race::default),
+        seed: how.seed,
     };
-    if tokens.ids.is_empty() {
-        bail!(
-            "{} refuses none of the {} harmful validation prompts, so there is no direction to find; \
-             use prompts that it refuses, or --markers with its own refusal phrases",
-            model.path().display(),
-            harmful.prompts.len()
-        );
-    }
-    ui.note(&format!(
-        "refusal tokens: {}",
-        tokens.texts.iter().map(|t| format!("{t:?}")).collect::<Vec<_>>().join(" ")
-    ));
-    let kept = grid::filter(&mut session, &harmful.prompts, &harmless.prompts, &tokens)?;
-    if kept.harmful.is_empty() || kept.harmless.is_empty() {
-        bail!(
-            "validation prompts that behave as their set should: {} of {} harmful (refused), {} of {} harmless \
-             (answered); at least one of each is needed",
-            kept.harmful.len(),
-            harmful.prompts.len(),
-            kept.harmless.len(),
-            harmless.prompts.len()
-        );
-    }
-    let bar = ui.progress(contrast.candidates().count(), "scoring candidates");
-    let candidates = grid::score(&mut session, contrast, &kept, &tokens, &mut || bar.inc(1))?;
-    bar.finish_and_clear();
-    let rules = Rules::default();
-    Ok(Choice {
-        refusal_tokens: tokens,
-        n_harmful: [harmful.prompts.len(), kept.harmful.len()],
-        n_harmless: [harmless.prompts.len(), kept.harmless.len()],
-        selection: choose(&candidates, model.n_block(), &rules),
-        rules,
-        candidates,
-    })
+    let mut watch = Shown { ui, bar: ProgressBar::hidden(), interrupt: Interrupt::catch()? };
+    let choice = select::select(&mut session, &request, checkpoint, &mut watch);
+    watch.bar.finish_and_clear();
+    Ok(choice?)
 }
 
-impl Choice {
-    /// The chosen direction; where none survived the rules, an error, and the table on stderr.
-    pub fn direction(&self, contrast: &Contrast) -> Result<Direction> {
-        let Some(chosen) = self.selection.chosen else {
-            warn(&format!("every candidate was dropped:\n{}", self.table(usize::MAX)));
-            bail!("no candidate survives the rules (the table says why for each); nothing was written");
-        };
-        let Candidate { position, layer, bypass, induce, kl } = self.candidates[chosen];
-        let block = layer.block().context("a candidate at the embedding cannot be written")?;
-        let vector = contrast.difference(position, block);
-        let meta = Provenance {
-            position: Some(position),
-            scores: Some(Scores { bypass, induce, kl }),
-            ..contrast.source.clone()
-        };
-        let mut direction = Direction::new(vector, block, meta)?;
-        direction.meta.raw_norm = Some(direction.norm());
-        Ok(direction)
+/// Shows how far the choice is, and stops it at Ctrl-C.
+struct Shown {
+    ui: Ui,
+    bar: ProgressBar,
+    interrupt: Interrupt,
+}
+
+impl Watch for Shown {
+    fn asking(&mut self, prompts: usize) {
+        self.bar = self.ui.progress(prompts, "finding refusal tokens");
     }
 
-    /// The candidates, the chosen one marked, at most `n` of them: best bypass first, survivors before the dropped.
-    pub fn table(&self, n: usize) -> String {
-        let mut order: Vec<usize> = (0..self.candidates.len()).collect();
-        let rank = |&i: &usize| {
-            let dropped = self.selection.verdicts[i] != Verdict::Kept;
-            (self.selection.chosen != Some(i), dropped)
-        };
-        order.sort_by(|a, b| {
-            rank(a).cmp(&rank(b)).then(self.candidates[*a].bypass.total_cmp(&self.candidates[*b].bypass))
-        });
-        let rows = order.iter().take(n).map(|&i| {
-            let c = &self.candidates[i];
-            let verdict = match self.selection.verdicts[i] {
-                Verdict::Kept if self.selection.chosen == Some(i) => "chosen",
-                Verdict::Kept => "",
-                Verdict::NotANumber => "not a number",
-                Verdict::LateLayer => "late layer",
-                Verdict::Kl => "KL too high",
-                Verdict::Induce => "does not induce",
-            };
-            vec![
-                verdict.to_string(),
-                c.position.to_string(),
-                c.layer.block().map_or("–".into(), |il| il.to_string()),
-                c.layer.paper().to_string(),
-                format!("{:.3}", c.bypass),
-                format!("{:.3}", c.induce),
-                format!("{:.4}", c.kl),
-            ]
-        });
-        table(&["", "position", "block", "paper layer", "bypass", "induce", "KL"], 1, rows)
+    fn answered(&mut self) {
+        self.bar.inc(1);
     }
+
+    fn refusal_tokens(&mut self, tokens: &RefusalTokens) {
+        self.bar.finish_and_clear();
+        let texts: Vec<String> = tokens.texts.iter().map(|t| format!("{t:?}")).collect();
+        self.ui.note(&format!("refusal tokens: {}", texts.join(" ")));
+        self.bar = self.ui.tokens("scoring candidates, at most");
+        self.interrupt.hold();
+    }
+
+    fn resumed(&mut self, tokens: u64) {
+        self.ui.note(&format!("going on from a checkpoint, {tokens} tokens behind it"));
+        self.bar.set_position(tokens);
+        self.bar.reset_eta();
+    }
+
+    fn expect(&mut self, tokens: u64) {
+        self.bar.set_length(tokens);
+    }
+
+    fn advance(&mut self, tokens: u64) {
+        self.bar.set_position(tokens);
+    }
+
+    fn stop(&self) -> bool {
+        self.interrupt.is_wanted()
+    }
+}
+
+/// The chosen direction; where none survived the rules, an error, and the table on stderr.
+pub fn chosen(choice: &Choice, contrast: &Contrast) -> Result<Direction> {
+    if choice.selection.chosen.is_none() {
+        warn(&format!("every candidate was dropped:\n{}", choice_table(choice, usize::MAX)));
+    }
+    Ok(choice.direction(contrast)?)
+}
+
+/// The candidates, the chosen one marked, at most `n` of them: best bypass first, survivors before the dropped.
+pub fn choice_table(choice: &Choice, n: usize) -> String {
+    let verdicts = &choice.selection.verdicts;
+    let mut order: Vec<usize> = (0..choice.candidates.len()).collect();
+    let rank = |&i: &usize| {
+        let dropped = verdicts[i] != Verdict::Kept;
+        let unseen = choice.scored_on[i] == [0; 3];
+        (choice.selection.chosen != Some(i), dropped, unseen)
+    };
+    order.sort_by(|a, b| {
+        rank(a).cmp(&rank(b)).then(choice.candidates[*a].bypass.total_cmp(&choice.candidates[*b].bypass))
+    });
+    let rows = order.iter().take(n).map(|&i| {
+        let c = &choice.candidates[i];
+        let verdict = match verdicts[i] {
+            Verdict::Kept if choice.selection.chosen == Some(i) => "chosen",
+            Verdict::Kept => "",
+            Verdict::NotANumber => "not a number",
+            Verdict::LateLayer => "late layer",
+            Verdict::Kl => "KL too high",
+            Verdict::Induce => "does not induce",
+            Verdict::Outrun => "outrun",
+        };
+        let scored = choice.scored_on[i];
+        let score = |value: f64, of: usize, digits: usize| match scored[of] {
+            0 => "–".to_string(),
+            _ => format!("{value:.digits$}"),
+        };
+        vec![
+            verdict.to_string(),
+            c.position.to_string(),
+            c.layer.block().map_or("–".into(), |il| il.to_string()),
+            c.layer.paper().to_string(),
+            score(c.bypass, 0, 3),
+            score(c.induce, 1, 3),
+            score(c.kl, 2, 4),
+            scored.map(|n| n.to_string()).join(" "),
+        ]
+    });
+    table(&["", "position", "block", "paper layer", "bypass", "induce", "KL", "on prompts"], 1, rows)
+}
+
+/// What the choice took, in a line.
+pub fn choice_cost(choice: &Choice) -> String {
+    format!(
+        "{} tokens evaluated; every candidate on every prompt: {}",
+        choice.tokens_evaluated, choice.tokens_exhaustive
+    )
 }

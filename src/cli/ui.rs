@@ -42,6 +42,11 @@ impl Ui {
         self.bar(bytes, "{msg:<28} {bar:30} {bytes}/{total_bytes}  {elapsed} (left {eta})", what)
     }
 
+    /// A bar counted in tokens, on a terminal only: they take alike long, prompts and candidates do not.
+    pub fn tokens(self, what: &str) -> ProgressBar {
+        self.bar(Some(0), "{msg:<28} {bar:30} {pos}/{len} tokens  {elapsed} (left {eta})", what)
+    }
+
     fn bar(self, len: Option<u64>, template: &str, what: &str) -> ProgressBar {
         let shown = !self.quiet && std::io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };

@@ -77,8 +77,9 @@ impl Session<'_> {
             // The running sequences take a token each; new prompts share the rest of the batch.
             let mut room = n_batch - slots.iter().flatten().count();
             for (seq, slot) in slots.iter_mut().enumerate().filter(|(_, slot)| slot.is_none()) {
-                let Some(job) = waiting.next_if(|&job| self.tail(&jobs[job]) <= room) else { break };
-                let length = self.enter(seq, &jobs[job], None)?;
+                let Some(job) = waiting.next_if(|&job| self.tail(&jobs[job], 0) <= room) else { break };
+                let length = jobs[job].tokens.len() - self.tail(&jobs[job], 0);
+                self.enter(seq, &jobs[job], 0..length, None)?;
                 let pending = jobs[job].tokens[length..].to_vec();
                 room -= pending.len();
                 let sampler = options.sampler.for_sequence(job as u64);

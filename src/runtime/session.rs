@@ -1,6 +1,11 @@
 //! A context with its hook: decode batches of many sequences, each with its own intervention.
+//!
+//! What a batch gives for a sequence depends, in its last digits, on the batch's shape: how many tokens it has, and where
+//! among them the sequence stands. It depends neither on what the other sequences hold nor on the number of threads. So
+//! the same call with the same jobs gives the same bits, and a call with other jobs may not.
 
 use std::num::NonZeroU32;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -92,7 +97,25 @@ pub struct Session<'m> {
     batch: LlamaBatch<'static>,
     model: &'m Model,
     options: SessionOptions,
+    evaluated: u64,
 }
+
+/// Consecutive jobs with one intervention, whose prompts begin alike.
+struct Group {
+    jobs: Range<usize>,
+    /// Tokens that are computed once for all of them; 0 where that does not pay.
+    prefix: usize,
+}
+
+/// A job of a batch: its index, its group, and where in its prompt the batch begins.
+struct Place {
+    job: usize,
+    group: usize,
+    start: usize,
+}
+
+/// Shorter common beginnings are computed again for every prompt: a decode of their own would cost more.
+const MIN_PREFIX: usize = 16;
 
 /// The hook, owned here and reached by the callback: one of the two at a time, since a decode borrows the session.
 struct SharedHook(NonNull<Hook>);
@@ -151,7 +174,13 @@ impl<'m> Session<'m> {
         let ctx =
             model.inner.new_context(backend()?, raw).map_err(|e| Error::Context(why(&e.to_string())))?;
         let batch = LlamaBatch::new(options.n_batch, 1);
-        Ok(Self { ctx, hook, batch, model, options })
+        Ok(Self { ctx, hook, batch, model, options, evaluated: 0 })
+    }
+
+    /// Tokens that went through the model since the session was made.
+    #[must_use]
+    pub fn n_evaluated(&self) -> u64 {
+        self.evaluated
     }
 
     /// The model it runs.
@@ -178,6 +207,12 @@ impl<'m> Session<'m> {
     pub fn forget(&mut self, seq: usize) -> Result<(), Error> {
         let gone = self.ctx.clear_kv_cache_seq(Some(seq as u32), None, None);
         gone.map(|_| ()).map_err(|e| Error::Decode(e.to_string()))
+    }
+
+    /// Makes the sequence `to`, an empty one, begin as `from`; no value is moved.
+    fn copy(&mut self, from: usize, to: usize) -> Result<(), Error> {
+        let copied = self.ctx.copy_kv_cache_seq(from as i32, to as i32, None, None);
+        copied.map_err(|e| Error::Decode(e.to_string()))
     }
 
     /// Decodes one batch. The `i`-th token of the batch counts through the items in order, as for [`Session::logits`]
@@ -233,6 +268,7 @@ impl<'m> Session<'m> {
             std::ptr::from_mut(s)
         }));
         log::take_complaints();
+        self.evaluated += found as u64;
         let decoded = self.ctx.decode(&mut self.batch);
         let hook = self.hook.get();
         hook.set_sink(None);
@@ -250,6 +286,10 @@ impl<'m> Session<'m> {
     /// Computes every job once, many to a batch, each in a fresh sequence, and hands out the logits after its last
     /// token; with `capture` also the activations, see [`CapturePlan`].
     ///
+    /// What consecutive jobs with the same intervention have in common at their beginning (a system prompt, the head of
+    /// the template) is computed once for all of them, unless the inputs of writers are captured, which are wanted at
+    /// every token.
+    ///
     /// # Errors
     /// A job longer than the context, or as [`Session::decode`].
     pub fn prefill(
@@ -261,37 +301,39 @@ impl<'m> Session<'m> {
         for job in jobs {
             self.check_length(job.tokens.len())?;
         }
+        let every_token = capture.as_ref().is_some_and(|(plan, _)| !plan.writer_inputs.is_empty());
+        let groups = self.groups(jobs, !every_token);
+        self.clear();
+        // The sequence that holds the beginning of a group whose jobs go on in the next batch.
+        let mut kept: Option<(usize, usize)> = None;
         let mut next = 0;
         while next < jobs.len() {
-            self.clear();
-            let (mut items, mut size, mut cells) = (Vec::new(), 0, 0);
-            for job in &jobs[next..] {
-                let tail = self.tail(job);
-                let full =
-                    size + tail > self.options.n_batch || cells + job.tokens.len() > self.options.n_ctx;
-                if items.len() == self.options.n_seq || (full && !items.is_empty()) {
-                    break;
+            let places = self.fill(jobs, &groups, next);
+            let held = self.begin(jobs, &groups, &places, kept)?;
+            let mut items = Vec::with_capacity(places.len());
+            for (seq, place) in places.iter().enumerate() {
+                let job = &jobs[place.job];
+                if let Some(&(_, from)) = held.iter().find(|(group, _)| *group == place.group) {
+                    self.copy(from, seq)?;
                 }
-                let index = next + items.len();
-                let start = match &mut capture {
-                    None => self.enter(items.len(), job, None)?,
+                let prefix = groups[place.group].prefix;
+                match &mut capture {
+                    None => self.enter(seq, job, prefix..place.start, None)?,
                     Some((plan, sink)) => {
                         let mut by_job = |position: i32, row: super::Captured<'_>| {
-                            sink(index, position, row.site, row.row);
+                            sink(place.job, position, row.site, row.row);
                         };
-                        self.enter(items.len(), job, Some((plan, &mut by_job)))?
+                        self.enter(seq, job, prefix..place.start, Some((plan, &mut by_job)))?;
                     }
-                };
+                }
                 items.push(Item {
-                    seq: items.len(),
-                    start,
-                    tokens: &job.tokens[start..],
+                    seq,
+                    start: place.start,
+                    tokens: &job.tokens[place.start..],
                     prompt: true,
                     outputs: Outputs::Last(job.n_out.max(1)),
                     intervention: job.intervention.clone(),
                 });
-                size += tail;
-                cells += job.tokens.len();
             }
             let ends: Vec<usize> = (items.iter())
                 .scan(0, |end, item| {
@@ -312,28 +354,144 @@ impl<'m> Session<'m> {
                 on_logits(next + i, self.logits(end - 1));
             }
             next += items.len();
+            kept = None;
+            let on = held.into_iter().find(|(group, _)| groups[*group].jobs.contains(&next));
+            let Some((group, from)) = on else {
+                self.clear();
+                continue;
+            };
+            let last = self.options.n_seq - 1;
+            if from != last {
+                self.forget(last)?;
+                self.copy(from, last)?;
+            }
+            (0..last).try_for_each(|seq| self.forget(seq))?;
+            kept = Some((group, last));
         }
         Ok(())
     }
 
-    /// Tokens of a job that its last decode takes: all, or as many of the outputs as fit where the prompt outgrows a
-    /// batch.
-    pub(super) fn tail(&self, job: &Job<'_>) -> usize {
-        let n_batch = self.options.n_batch;
-        if job.tokens.len() <= n_batch { job.tokens.len() } else { job.n_out.clamp(1, n_batch) }
+    /// Tokens that [`Session::prefill`] will put through the model for these jobs, nothing being captured.
+    #[must_use]
+    pub fn cost(&self, jobs: &[Job<'_>]) -> u64 {
+        let tokens: usize = jobs.iter().map(|job| job.tokens.len()).sum();
+        let saved: usize = self.groups(jobs, true).iter().map(|g| g.prefix * (g.jobs.len() - 1)).sum();
+        (tokens - saved) as u64
     }
 
-    /// Decodes what stands before the job's tail, in batches of its own; returns where the tail starts.
+    /// The jobs in groups of one intervention each. A beginning is shared where the model has a cache of keys and values
+    /// (a recurrent state cannot be cut), and as far as no output lies in it.
+    fn groups(&self, jobs: &[Job<'_>], share: bool) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
+        for (i, job) in jobs.iter().enumerate() {
+            let end = job.tokens.len().saturating_sub(job.n_out.max(1)).min(self.options.n_batch);
+            let same = groups.last_mut().filter(|group| {
+                match (&jobs[group.jobs.start].intervention, &job.intervention) {
+                    (None, None) => true,
+                    (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                    _ => false,
+                }
+            });
+            match same {
+                None => groups.push(Group { jobs: i..i + 1, prefix: end }),
+                Some(group) => {
+                    let first = jobs[group.jobs.start].tokens;
+                    let alike = first.iter().zip(job.tokens).take_while(|(a, b)| a == b).count();
+                    group.prefix = group.prefix.min(alike).min(end);
+                    group.jobs.end = i + 1;
+                }
+            }
+        }
+        for group in &mut groups {
+            if !share || self.options.n_seq < 2 || group.jobs.len() < 2 || group.prefix < MIN_PREFIX {
+                group.prefix = 0;
+            }
+        }
+        groups
+    }
+
+    /// As many jobs from `next` on as a batch holds, at least one.
+    fn fill(&self, jobs: &[Job<'_>], groups: &[Group], next: usize) -> Vec<Place> {
+        let mut group = groups.partition_point(|group| group.jobs.end <= next);
+        let (mut places, mut size, mut cells, mut seqs) = (Vec::new(), 0, 0, 0);
+        let mut held = None;
+        for (job, index) in jobs[next..].iter().zip(next..) {
+            if index >= groups[group].jobs.end {
+                group += 1;
+            }
+            let prefix = groups[group].prefix;
+            let tail = self.tail(job, prefix);
+            let (more_cells, more_seqs) = if prefix > 0 && held != Some(group) {
+                (job.tokens.len(), 2)
+            } else {
+                (job.tokens.len() - prefix, 1)
+            };
+            let full = size + tail > self.options.n_batch || cells + more_cells > self.options.n_ctx;
+            if (seqs + more_seqs > self.options.n_seq || full) && !places.is_empty() {
+                break;
+            }
+            places.push(Place { job: index, group, start: job.tokens.len() - tail });
+            (size, cells, seqs) = (size + tail, cells + more_cells, seqs + more_seqs);
+            held = Some(group);
+        }
+        places
+    }
+
+    /// Computes the shared beginnings of a batch's groups, but for the one `kept` from the batch before; returns each
+    /// group with the sequence that holds its beginning. They count down from the last, the batch's own up from 0.
+    fn begin(
+        &mut self,
+        jobs: &[Job<'_>],
+        groups: &[Group],
+        places: &[Place],
+        kept: Option<(usize, usize)>,
+    ) -> Result<Vec<(usize, usize)>, Error> {
+        let mut held: Vec<(usize, usize)> = kept.into_iter().collect();
+        let mut free =
+            (0..self.options.n_seq).rev().filter(|seq| kept.is_none_or(|(_, taken)| *seq != taken));
+        let mut items: Vec<Item<'_>> = Vec::new();
+        for group in places.chunk_by(|a, b| a.group == b.group).map(|places| places[0].group) {
+            let Group { jobs: of, prefix } = &groups[group];
+            if *prefix == 0 || held.iter().any(|(known, _)| *known == group) {
+                continue;
+            }
+            let seq = free.next().expect("a batch is filled for its sequences and those of its groups");
+            held.push((group, seq));
+            if items.iter().map(|item| item.tokens.len()).sum::<usize>() + prefix > self.options.n_batch {
+                self.decode(&std::mem::take(&mut items), None)?;
+            }
+            let job = &jobs[of.start];
+            items.push(Item {
+                seq,
+                start: 0,
+                tokens: &job.tokens[..*prefix],
+                prompt: true,
+                outputs: Outputs::None,
+                intervention: job.intervention.clone(),
+            });
+        }
+        self.decode(&items, None)?;
+        Ok(held)
+    }
+
+    /// Tokens of a job that its last decode takes: all after `start`, or as many of the outputs as fit where those outgrow
+    /// a batch.
+    pub(super) fn tail(&self, job: &Job<'_>, start: usize) -> usize {
+        let (n_batch, left) = (self.options.n_batch, job.tokens.len() - start);
+        if left <= n_batch { left } else { job.n_out.clamp(1, n_batch) }
+    }
+
+    /// Decodes the `range` of a job that stands before its tail, in batches of its own.
     pub(super) fn enter(
         &mut self,
         seq: usize,
         job: &Job<'_>,
+        range: Range<usize>,
         mut capture: Option<(&CapturePlan, &mut HeadSink<'_>)>,
-    ) -> Result<usize, Error> {
+    ) -> Result<(), Error> {
         let n_tokens = job.tokens.len();
-        let head = n_tokens - self.tail(job);
-        for start in (0..head).step_by(self.options.n_batch) {
-            let end = head.min(start + self.options.n_batch);
+        for start in range.clone().step_by(self.options.n_batch) {
+            let end = range.end.min(start + self.options.n_batch);
             let tokens = &job.tokens[start..end];
             let outputs = Outputs::Last((end + job.n_out).saturating_sub(n_tokens));
             let intervention = job.intervention.clone();
@@ -347,7 +505,7 @@ impl<'m> Session<'m> {
                 }
             }
         }
-        Ok(head)
+        Ok(())
     }
 
     /// Whether so many tokens of one sequence fit both the context and what the model was trained for.

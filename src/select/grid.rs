@@ -1,16 +1,13 @@
-//! Scoring every candidate on validation prompts, as Arditi et al. 2024 do: bypass, induce, KL.
+//! What candidates are scored with: the refusal tokens, and the validation prompts that behave as they should.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Candidate, Layer};
-use crate::activations::Contrast;
 use crate::evaluate::Markers;
-use crate::evaluate::kl::{kl, refusal_score};
+use crate::evaluate::kl::refusal_score;
 use crate::evaluate::run::first_logits;
-use crate::intervention::{Intervention, Positions};
+use crate::random::SplitMix64;
 use crate::runtime::sampling::Sampler;
 use crate::runtime::{Error, GenerateOptions, Job, Prompt, Session, Token};
 
@@ -78,6 +75,18 @@ pub struct Filtered {
     pub base: Vec<Vec<f32>>,
 }
 
+impl Filtered {
+    /// Puts both sets in an order that depends on the seed alone.
+    pub fn shuffle(&mut self, seed: u64) {
+        let mut random = SplitMix64(seed);
+        random.shuffle(&mut self.harmful);
+        let (harmless, base) = (std::mem::take(&mut self.harmless), std::mem::take(&mut self.base));
+        let mut pairs: Vec<_> = harmless.into_iter().zip(base).collect();
+        random.shuffle(&mut pairs);
+        (self.harmless, self.base) = pairs.into_iter().unzip();
+    }
+}
+
 /// Keeps the prompts that the model treats as their set says.
 ///
 /// # Errors
@@ -96,57 +105,4 @@ pub fn filter(
     let kept = harmless.iter().zip(answered).filter(|(_, l)| score(l) < 0.0);
     let (harmless, base) = kept.map(|(p, l)| (p.clone(), l)).unzip();
     Ok(Filtered { harmful, harmless, base })
-}
-
-/// Scores every (position, block) of `contrast`; a difference that is zero or not finite scores NaN.
-/// `step` is called after each candidate.
-///
-/// # Errors
-/// As [`Session::prefill`].
-pub fn score(
-    session: &mut Session<'_>,
-    contrast: &Contrast,
-    prompts: &Filtered,
-    tokens: &RefusalTokens,
-    step: &mut dyn FnMut(),
-) -> Result<Vec<Candidate>, Error> {
-    let mut candidates = Vec::new();
-    for (position, block) in contrast.candidates() {
-        let raw = contrast.difference(position, block);
-        let mut candidate = Candidate {
-            position,
-            layer: Layer::output_of(block),
-            bypass: f64::NAN,
-            induce: f64::NAN,
-            kl: f64::NAN,
-        };
-        if let (Ok(ablate), Ok(add)) =
-            (Intervention::ablate(&[&raw]), Intervention::add(block, &raw, 1.0, Positions::All))
-        {
-            // The three scores ride in the same batches, as sequences of their own.
-            let (ablate, add) = (Arc::new(ablate), Arc::new(add));
-            let job = |p, i| Job { tokens: p, n_out: 1, intervention: Some(Arc::clone(i)) };
-            let bypassed = prompts.harmful.iter().map(|p| job(&p.tokens, &ablate));
-            let ablated = prompts.harmless.iter().map(|p| job(&p.tokens, &ablate));
-            let added = prompts.harmless.iter().map(|p| job(&p.tokens, &add));
-            let jobs: Vec<Job<'_>> = bypassed.chain(ablated).chain(added).collect();
-            let (n, m) = (prompts.harmful.len(), prompts.harmless.len());
-            let [mut bypass, mut divergence, mut induce] = [0.0; 3];
-            session.prefill(&jobs, None, &mut |i, logits| {
-                if i < n {
-                    bypass += refusal_score(logits, &tokens.ids);
-                } else if i < n + m {
-                    divergence += kl(&prompts.base[i - n], logits);
-                } else {
-                    induce += refusal_score(logits, &tokens.ids);
-                }
-            })?;
-            candidate.bypass = bypass / n as f64;
-            candidate.kl = divergence / m as f64;
-            candidate.induce = induce / m as f64;
-        }
-        candidates.push(candidate);
-        step();
-    }
-    Ok(candidates)
 }

@@ -7,7 +7,15 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bound;
+pub mod checkpoint;
 pub mod grid;
+mod pipeline;
+pub mod race;
+mod scorer;
+
+pub use checkpoint::{Checkpoint, CheckpointError};
+pub use pipeline::{Choice, Error, Request, Watch, select};
 
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +94,14 @@ impl Default for Rules {
     }
 }
 
+impl Rules {
+    /// Whether `layer` lies in the dropped last part of a model with `n_block` blocks.
+    #[must_use]
+    pub fn is_late(&self, layer: Layer, n_block: usize) -> bool {
+        layer.paper() as f64 >= (n_block as f64 * self.layer_fraction).floor()
+    }
+}
+
 /// What the rules said of a candidate: the first rule it failed, in this order, or that it was kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -98,6 +114,8 @@ pub enum Verdict {
     Kl,
     /// Adding it does not induce refusal.
     Induce,
+    /// Another candidate that keeps the rules bypasses more; it was not scored any further.
+    Outrun,
     /// It passed; the chosen one is among these.
     Kept,
 }
@@ -125,11 +143,10 @@ impl Selection {
 /// the end, so the choice does not depend on the order in which candidates come.
 #[must_use]
 pub fn choose(candidates: &[Candidate], n_block: usize, rules: &Rules) -> Selection {
-    let end = (n_block as f64 * rules.layer_fraction).floor();
     let verdict = |c: &Candidate| {
         if ![c.bypass, c.induce, c.kl].iter().all(|score| score.is_finite()) {
             Verdict::NotANumber
-        } else if c.layer.paper() as f64 >= end {
+        } else if rules.is_late(c.layer, n_block) {
             Verdict::LateLayer
         } else if c.kl > rules.kl_max {
             Verdict::Kl
@@ -208,6 +225,52 @@ mod tests {
             ("yi-6b-chat", -5, 20, 7),
         ];
         assert_eq!(outcomes, expected);
+    }
+
+    /// The same from the files as they were published, where they are at hand.
+    #[test]
+    fn the_published_files_give_the_published_choices() {
+        #[derive(serde::Deserialize)]
+        struct Scored {
+            position: i32,
+            layer: usize,
+            refusal_score: Option<f64>,
+            steering_score: Option<f64>,
+            kl_div_score: Option<f64>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Selected {
+            pos: i32,
+            layer: usize,
+        }
+        let folder = std::env::var_os("GGSTEER_PUBLISHED_SCORES").map_or_else(
+            || {
+                std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+                    .join("../shared/data/published-candidate-scores")
+            },
+            Into::into,
+        );
+        if !folder.is_dir() {
+            eprintln!("SKIPPED: no published scores in {}; see GGSTEER_PUBLISHED_SCORES", folder.display());
+            return;
+        }
+        let read = |name: String| std::fs::read_to_string(folder.join(name)).unwrap();
+        for (model, fixture, _) in published() {
+            let scored: Vec<Scored> = serde_json::from_str(&read(format!("{model}.scores.json"))).unwrap();
+            let score = |score: Option<f64>| score.unwrap_or(f64::NAN);
+            let all: Vec<Candidate> = (scored.iter())
+                .map(|s| {
+                    let [bypass, induce, kl] = [s.refusal_score, s.steering_score, s.kl_div_score].map(score);
+                    candidate(s.position, s.layer, bypass, induce, kl)
+                })
+                .collect();
+            let n_block = all.iter().map(|c| c.layer.paper()).max().unwrap() + 1;
+            let chosen = &all[choose(&all, n_block, &Rules::default()).chosen.unwrap()];
+            let selected: Selected = serde_json::from_str(&read(format!("{model}.selected.json"))).unwrap();
+            let expected = (selected.pos, Layer::from_paper(selected.layer));
+            assert_eq!((chosen.position, chosen.layer), expected, "{model}");
+            assert_eq!(all.len(), fixture.len(), "{model}");
+        }
     }
 
     #[test]

@@ -53,10 +53,16 @@ impl Folder {
 
     /// Writes a control vector for block 1 of a model of architecture `hint`.
     pub fn direction(&self, name: &str, hint: &str, vector: &[f32]) {
+        self.direction_of(name, hint, 1, vector);
+    }
+
+    /// Writes a control vector for a block of a model of architecture `hint`.
+    pub fn direction_of(&self, name: &str, hint: &str, block: usize, vector: &[f32]) {
         let string = |key: &str, value: &str| (key.to_owned(), Value::Str(value.to_owned()));
         let metadata =
             [string("general.architecture", "controlvector"), string("controlvector.model_hint", hint)];
-        let tensor = Info { name: "direction.1".into(), ne: vec![vector.len() as u64], ty: Type::F32 };
+        let tensor =
+            Info { name: format!("direction.{block}"), ne: vec![vector.len() as u64], ty: Type::F32 };
         let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
         writer::write(&self.path(name), &metadata, &[tensor], |_, out| out.write_all(&bytes)).unwrap();
     }
