@@ -69,7 +69,7 @@ fn compare_says_what_the_single_commands_say() {
     assert!(q2["bits_per_weight"].as_f64() < first["bits_per_weight"].as_f64());
     assert!(q2["plain"]["harmless"]["kl_tokens"]["mean"].as_f64().unwrap() > 1e-4);
 
-    // Cosines: from what `extract` writes of both files.
+    // Cosines: from what `extract` writes of both files; in other batches, which llama.cpp rounds otherwise.
     for (model, out) in [(f16.as_str(), "a.gguf"), ("q2.gguf", "b.gguf")] {
         folder.accepts(&format!("extract {model} {train} -o {out} --threads 1"));
     }
@@ -82,7 +82,7 @@ fn compare_says_what_the_single_commands_say() {
             (Some(position.into()), Some(block as u64))
         );
         let expected = cosine(&a.difference(position, block), &b.difference(position, block));
-        assert!((c["cosine"].as_f64().unwrap() - expected).abs() < 1e-6, "{c}: {expected}");
+        assert!((c["cosine"].as_f64().unwrap() - expected).abs() < 1e-3, "{c}: {expected}");
     }
 
     // The first file's direction in the other: the answers of `evaluate` with it.
@@ -99,9 +99,10 @@ fn compare_says_what_the_single_commands_say() {
         ),
     );
     for set in ["harmful", "harmless"] {
-        for key in ["refused", "answered", "kl_first"] {
-            assert_eq!(alone[set][key], q2["ablated_by_first"][set][key], "{set} {key}");
-        }
+        assert_eq!(alone[set]["refused"], q2["ablated_by_first"][set]["refused"], "{set}");
+        let kl = |from: &Json| from[set]["kl_first"]["mean"].as_f64().unwrap();
+        let (alone, here) = (kl(&alone), kl(&q2["ablated_by_first"]));
+        assert!(alone > 1e-4 && (here / alone - 1.0).abs() < 0.02, "{set}: {here}, {alone}");
     }
 }
 
@@ -146,7 +147,7 @@ fn what_cannot_be_compared_or_analyzed_is_one_line() {
     folder.refuses(&format!("compare model.gguf other.gguf {sets}"), &["other.gguf: qwen2"]);
     folder.refuses(&format!("compare model.gguf absent.gguf {sets}"), &["absent.gguf"]);
     folder.refuses(
-        &format!("compare model.gguf model.gguf {sets}"),
+        &format!("compare model.gguf model.gguf {sets} -n 8 --kl-tokens 4"),
         &["model.gguf", "nothing to be compared with"],
     );
     folder.refuses(
