@@ -11,6 +11,7 @@ mod extract;
 mod generate;
 mod inspect;
 mod judge;
+mod optimize;
 mod orthogonalize;
 mod perplexity;
 mod quantize;
@@ -50,6 +51,7 @@ enum Command {
     Extract(extract::Args),
     Analyze(analyze::Args),
     Select(select::Args),
+    Optimize(optimize::Args),
     Generate(generate::Args),
     Orthogonalize(orthogonalize::Args),
     Export(export::Args),
@@ -70,6 +72,7 @@ impl Cli {
             Command::Extract(args) => args.run(ui),
             Command::Analyze(args) => args.run(ui),
             Command::Select(args) => args.run(ui),
+            Command::Optimize(args) => args.run(ui),
             Command::Generate(args) => args.run(ui),
             Command::Orthogonalize(args) => args.run(ui),
             Command::Export(args) => args.run(ui),
