@@ -38,14 +38,14 @@ fn a_search_is_the_same_again_and_goes_on_where_it_stopped() {
 
     // Stopped after 13 trials, in the middle of a line.
     json(&folder, &format!("{} --log log.jsonl", search.replace("--trials 16", "--trials 14")));
-    let log = std::fs::read(folder.path("log.jsonl")).unwrap();
-    assert_eq!(log.iter().filter(|&&b| b == b'\n').count(), 15);
+    let log = std::fs::read_to_string(folder.path("log.jsonl")).unwrap();
+    assert_eq!(log.lines().count(), 15);
     folder.file("log.jsonl", &log[..log.len() - 20]);
     assert_eq!(json(&folder, &format!("{search} --log log.jsonl")), whole);
-    let all = std::fs::read(folder.path("log.jsonl")).unwrap();
-    assert!(all.starts_with(&log) && all.iter().filter(|&&b| b == b'\n').count() == 17);
+    let all = std::fs::read_to_string(folder.path("log.jsonl")).unwrap();
+    assert!(all.starts_with(&log) && all.lines().count() == 17);
     assert_eq!(json(&folder, &format!("{search} --log log.jsonl")), whole, "from the log alone");
-    assert_eq!(std::fs::read(folder.path("log.jsonl")).unwrap(), all);
+    assert_eq!(std::fs::read_to_string(folder.path("log.jsonl")).unwrap(), all);
 
     for (other, words) in [
         (search.replace("-n 4", "-n 5"), "its --max-tokens is not this one's"),
