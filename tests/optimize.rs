@@ -47,6 +47,25 @@ fn a_search_is_the_same_again_and_goes_on_where_it_stopped() {
     assert_eq!(json(&folder, &format!("{search} --log log.jsonl")), whole, "from the log alone");
     assert_eq!(std::fs::read_to_string(folder.path("log.jsonl")).unwrap(), all);
 
+    // What the list does on prompts that the search has not seen.
+    folder.file("test-a.txt", "One\nTwo\nThree");
+    folder.file("test-b.txt", "Four\nFive");
+    let tested = json(
+        &folder,
+        &format!("{search} --log log.jsonl --test-harmful test-a.txt --test-harmless test-b.txt"),
+    );
+    assert_eq!((&tested["dominating"], &whole["plain"]["test"]), (&whole["dominating"], &Json::Null));
+    let rows = tested["pareto"].as_array().unwrap().iter().chain([&tested["plain"], &tested["untouched"]]);
+    for row in rows {
+        assert_eq!((&row["test"]["answered"]["n"], &row["test"]["kl"]["n"]), (&3.into(), &2.into()), "{row}");
+    }
+    assert_eq!(tested["untouched"]["test"]["kl"]["mean"], 0.0);
+    assert!(tested["plain"]["test"]["kl"]["mean"].as_f64().unwrap() > 0.0);
+    folder.refuses(
+        &format!("{search} --test-harmful harmful.txt --test-harmless test-b.txt"),
+        &["the harmful validation prompts (harmful.txt) and the harmful test prompts", "12 in common"],
+    );
+
     for (other, words) in [
         (search.replace("-n 4", "-n 5"), "its --max-tokens is not this one's"),
         (search.replace("harmless.txt", "harmful.txt").replacen("harmful.txt", "harmless.txt", 1), "harmful"),
@@ -63,8 +82,11 @@ fn a_search_is_the_same_again_and_goes_on_where_it_stopped() {
 fn measured_directions_are_searched_and_the_listed_ones_saved() {
     let folder = folder();
     folder.accepts(&format!("--quiet extract model.gguf {} -o dirs.gguf", SETS.replace("-n 4", "")));
+    // One that does as much as those measured: which of them wins is then a matter of chance, and so of the seed.
+    let contrast = Contrast::load(&folder.path("dirs.gguf")).unwrap();
+    let same = Direction::new(contrast.difference(-1, 1), 1, contrast.source.clone()).unwrap();
+    same.save_to(OutputFile::create(&folder.path("d.gguf"), true, &[]).unwrap()).unwrap();
     let mut command = None;
-    // Which direction wins on a random model is a matter of chance, and so of the seed.
     for seed in 0..6 {
         let names = ["d.gguf".into(), format!("{seed}/block-0.gguf"), format!("{seed}/block-1.gguf")];
         let search = format!("optimize model.gguf --direction d.gguf --directions dirs.gguf {SETS}");

@@ -1,5 +1,6 @@
 //! `ggsteer optimize`: an edit with fewer refusals and less damage than the plain one, if there is one.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -12,18 +13,21 @@ use ggsteer::gguf::{GgufFile, fingerprint};
 use ggsteer::optimize::log::{KIND, Subject};
 use ggsteer::optimize::{Bench, Log, Outcome, Point, Space, Trial, pareto, propose};
 use ggsteer::output::OutputFile;
+use ggsteer::prompts::split::check_disjoint;
+use ggsteer::runtime::Model;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::args::{
-    MarkerArgs, PARALLEL, PromptArgs, RunArgs, at_least_one, describe, direction, longest, tokenize,
+    MarkerArgs, PARALLEL, PromptArgs, RunArgs, SPEC, Sets, at_least_one, describe, direction, longest,
+    tokenize,
 };
 use super::ui::{Ui, percent, table};
 
 /// Search for directions and strengths, by block and writer, that refuse less and damage less than the plain ablation
 ///
 /// Tries edits at run time and prints those that no other beats in both; trial 0 is the plain ablation. Give
-/// validation prompts, and evaluate what you take on others.
+/// validation prompts, and test prompts to see what is left of the gain on others.
 ///
 /// Example: ggsteer optimize model.gguf --direction direction.gguf --trials 100 --log search.jsonl
 #[derive(Debug, clap::Args)]
@@ -45,6 +49,12 @@ pub struct Args {
     save: Option<PathBuf>,
     #[command(flatten)]
     prompts: PromptArgs,
+    /// Ask the edits of the list again on these, which the search has not seen: where it chose by luck, it shows
+    #[arg(long, value_name = SPEC, requires = "test_harmless")]
+    test_harmful: Option<String>,
+    /// The ordinary ones for the same
+    #[arg(long, value_name = SPEC, requires = "test_harmful")]
+    test_harmless: Option<String>,
     /// Edits to try, the plain ablation included
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = at_least_one)]
     trials: usize,
@@ -87,12 +97,20 @@ struct Row {
     trial: Option<usize>,
     point: Option<Point>,
     direction: Option<String>,
+    #[serde(flatten)]
+    counts: Counts,
+    /// On the test prompts.
+    test: Option<Counts>,
+    command: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Counts {
     answered: Rate,
     refused: Rate,
     broken: Rate,
     kl: Mean,
     dominates_plain: bool,
-    command: Option<String>,
 }
 
 /// A direction with the file that it is in, or will be.
@@ -104,31 +122,17 @@ struct Candidate {
 impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
         let sets = self.prompts.load(ui)?;
+        let test = self.test_sets(ui, &sets)?;
         let markers = self.markers.load()?;
         let file = GgufFile::open(&self.model).with_context(|| self.model.display().to_string())?;
         let mut model = self.run.load(&self.model)?;
         describe(ui, &model);
         let (harmful, harmless) = (tokenize(&model, &sets.harmful)?, tokenize(&model, &sets.harmless)?);
-        let mut directions = self
-            .direction
-            .iter()
-            .map(|path| direction(path, self.block, &model))
-            .collect::<Result<Vec<_>>>()?;
-        let given = self.direction.iter().map(|path| Candidate { path: path.clone(), measured: false });
-        let mut candidates: Vec<Candidate> = given.collect();
-        if let (Some(path), Some(folder)) = (&self.directions, &self.save) {
-            std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-            for direction in measured(path, &directions[0])? {
-                direction
-                    .check_model(&model.architecture(), model.n_embd())
-                    .with_context(|| path.display().to_string())?;
-                let path = folder.join(format!("block-{}.gguf", direction.block));
-                // Whether it can be written is known before the long work.
-                drop(OutputFile::create(&path, self.force, &self.inputs())?);
-                candidates.push(Candidate { path, measured: true });
-                directions.push(direction);
-            }
-        }
+        let of = |sets: &Sets| -> Result<(Set, Set)> {
+            Ok((tokenize(&model, &sets.harmful)?, tokenize(&model, &sets.harmless)?))
+        };
+        let test = test.as_ref().map(of).transpose()?;
+        let (candidates, directions) = self.candidates(&model)?;
         let subject = Subject {
             log: KIND.into(),
             model: fingerprint(&file),
@@ -148,9 +152,9 @@ impl Args {
 
         let both = [&harmful, &harmless];
         let session = {
-            let session =
-                self.run.session(&model, PARALLEL, longest(both).saturating_add(self.max_tokens))?;
-            session.options().clone()
+            let all = both.into_iter().chain(test.iter().flat_map(|(a, b)| [a, b]));
+            let longest = longest(all).saturating_add(self.max_tokens);
+            self.run.session(&model, PARALLEL, longest)?.options().clone()
         };
         let space = Space { n_directions: directions.len(), n_block: model.n_block() };
         let options = Options { max_tokens: self.max_tokens, markers, kl_tokens: 1, seed: self.seed };
@@ -173,7 +177,21 @@ impl Args {
 
         let list = pareto(&trials);
         let plain = trials[0].outcome;
-        let row = |i: usize| self.row(i, &trials[i], &plain, &bench, &file, &candidates);
+        let mut on_test: BTreeMap<usize, Outcome> = BTreeMap::new();
+        let mut untouched_on_test = None;
+        if let Some((harmful, harmless)) = &test {
+            bench = bench.on([harmful, harmless])?;
+            untouched_on_test = Some(bench.untouched()?);
+            for &i in [0].iter().chain(&list) {
+                on_test.insert(i, bench.measure_at(trials[i].point.as_ref())?);
+            }
+        }
+        let counts_on_test = |outcome: &Outcome| Some(Counts::of(outcome, on_test.get(&0)?));
+        let row = |i: usize| {
+            let counts = Counts::of(&trials[i].outcome, &plain);
+            let test = on_test.get(&i).and_then(counts_on_test);
+            self.row(i, &trials[i], (counts, test), &bench, &file, &candidates)
+        };
         let output = Output {
             model: at(),
             directions: candidates.iter().map(|c| c.path.display().to_string()).collect(),
@@ -182,19 +200,64 @@ impl Args {
             max_tokens: self.max_tokens,
             seed: self.seed,
             trials: trials.len(),
-            untouched: Row::of(&untouched, false),
+            untouched: Row {
+                trial: None,
+                point: None,
+                direction: None,
+                counts: Counts::of(&untouched, &plain),
+                test: untouched_on_test.as_ref().and_then(counts_on_test),
+                command: None,
+            },
             plain: row(0),
             pareto: list.iter().map(|&i| row(i)).collect(),
             dominating: list.iter().copied().filter(|&i| trials[i].outcome.dominates(&plain)).collect(),
         };
-        let mut named: Vec<usize> = list.iter().filter_map(|&i| Some(trials[i].point?.direction)).collect();
-        named.sort_unstable();
-        named.dedup();
+        let named = list.iter().filter_map(|&i| Some(trials[i].point?.direction)).collect::<BTreeSet<_>>();
         for i in named.into_iter().filter(|&i| candidates[i].measured) {
-            let out = OutputFile::create(&candidates[i].path, self.force, &self.inputs())?;
-            directions[i].save_to(out)?;
+            directions[i].save_to(OutputFile::create(&candidates[i].path, self.force, &self.inputs())?)?;
         }
         ui.print(&output, || output.text())
+    }
+
+    /// The directions that are tried, those given first, each with the file it is in or will be.
+    fn candidates(&self, model: &Model) -> Result<(Vec<Candidate>, Vec<Direction>)> {
+        let mut directions = self
+            .direction
+            .iter()
+            .map(|path| direction(path, self.block, model))
+            .collect::<Result<Vec<_>>>()?;
+        let given = self.direction.iter().map(|path| Candidate { path: path.clone(), measured: false });
+        let mut candidates: Vec<Candidate> = given.collect();
+        if let (Some(path), Some(folder)) = (&self.directions, &self.save) {
+            std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+            for direction in measured(path, &directions[0])? {
+                direction
+                    .check_model(&model.architecture(), model.n_embd())
+                    .with_context(|| path.display().to_string())?;
+                let path = folder.join(format!("block-{}.gguf", direction.block));
+                // Whether it can be written is known before the long work.
+                drop(OutputFile::create(&path, self.force, &self.inputs())?);
+                candidates.push(Candidate { path, measured: true });
+                directions.push(direction);
+            }
+        }
+        Ok((candidates, directions))
+    }
+
+    /// The prompts that the list is asked again on, none of which the search has seen.
+    fn test_sets(&self, ui: Ui, validation: &Sets) -> Result<Option<Sets>> {
+        let (Some(harmful), Some(harmless)) = (&self.test_harmful, &self.test_harmless) else {
+            return Ok(None);
+        };
+        let hub = self.prompts.hub;
+        let test = Sets { harmful: hub.load(ui, harmful)?, harmless: hub.load(ui, harmless)? };
+        check_disjoint(&[
+            ("harmful validation prompts", &validation.harmful),
+            ("harmless validation prompts", &validation.harmless),
+            ("harmful test prompts", &test.harmful),
+            ("harmless test prompts", &test.harmless),
+        ])?;
+        Ok(Some(test))
     }
 
     /// What an output must not be.
@@ -207,7 +270,7 @@ impl Args {
         &self,
         i: usize,
         trial: &Trial,
-        plain: &Outcome,
+        (counts, test): (Counts, Option<Counts>),
         bench: &Bench<'_>,
         file: &GgufFile,
         candidates: &[Candidate],
@@ -232,32 +295,29 @@ impl Args {
             point: trial.point,
             direction: Some(candidate.path.display().to_string()),
             command: Some(command + " -o out.gguf"),
-            ..Row::of(&trial.outcome, trial.outcome.dominates(plain))
+            counts,
+            test,
         }
     }
 }
 
-impl Row {
-    fn of(outcome: &Outcome, dominates_plain: bool) -> Self {
+impl Counts {
+    fn of(outcome: &Outcome, plain: &Outcome) -> Self {
         let Outcome { n, answered, refused, broken, kl } = *outcome;
         let [answered, refused, broken] = [answered, refused, broken].map(|hits| Rate::new(hits, n));
-        Self {
-            trial: None,
-            point: None,
-            direction: None,
-            answered,
-            refused,
-            broken,
-            kl,
-            dominates_plain,
-            command: None,
-        }
+        Self { answered, refused, broken, kl, dominates_plain: outcome.dominates(plain) }
     }
 
-    fn cells(&self, name: &str) -> Vec<String> {
+    fn cells(&self, trial: Option<usize>) -> Vec<String> {
+        let name = match (trial, self.dominates_plain) {
+            (None, _) => "as it is",
+            (Some(0), _) => "plain",
+            (_, true) => "better than plain",
+            _ => "",
+        };
         vec![
             name.into(),
-            self.trial.map_or(String::new(), |i| i.to_string()),
+            trial.map_or(String::new(), |i| i.to_string()),
             percent(self.answered.rate),
             format!("{:.1}–{:.1}", 100.0 * self.answered.low, 100.0 * self.answered.high),
             percent(self.refused.rate),
@@ -270,24 +330,20 @@ impl Row {
 
 impl Output {
     fn text(&self) -> String {
-        let name = |row: &Row| match (row.trial, row.dominates_plain) {
-            (Some(0), _) => "plain",
-            (_, true) => "better than plain",
-            _ => "",
-        };
-        let mut rows = vec![self.untouched.cells("as it is")];
-        if self.pareto.iter().all(|row| row.trial != Some(0)) {
-            rows.push(self.plain.cells("plain"));
-        }
-        rows.extend(self.pareto.iter().map(|row| row.cells(name(row))));
+        let plain = Some(&self.plain).filter(|_| self.pareto.iter().all(|row| row.trial != Some(0)));
+        let rows: Vec<&Row> = [&self.untouched].into_iter().chain(plain).chain(&self.pareto).collect();
         let header =
             ["", "trial", "answered", "95 % interval", "refused", "broken", "KL first", "95 % interval"];
-        let mut text = table(&header, 1, rows);
+        let mut text = table(&header, 1, rows.iter().map(|row| row.counts.cells(row.trial)));
         text += &match self.dominating.len() {
             0 => format!("none of {} edits tried dominates the plain one\n", self.trials - 1),
             1 => format!("1 edit dominates the plain one, of {} tried\n", self.trials - 1),
             n => format!("{n} edits listed dominate the plain one, of {} tried\n", self.trials - 1),
         };
+        if self.plain.test.is_some() {
+            let rows = rows.iter().filter_map(|row| Some(row.test.as_ref()?.cells(row.trial)));
+            text += &format!("\nthe same on the test prompts:\n{}", table(&header, 1, rows));
+        }
         for row in &self.pareto {
             if let (Some(i), Some(command)) = (row.trial, &row.command) {
                 text += &format!("\ntrial {i}: {command}\n");

@@ -83,6 +83,18 @@ impl<'a> Bench<'a> {
         })
     }
 
+    /// The same model with other prompts, no longer than what `session` was made for.
+    ///
+    /// # Errors
+    /// A model that cannot be run.
+    pub fn on(mut self, [harmful, harmless]: [&'a Set; 2]) -> Result<Self, OptimizeError> {
+        let mut plain = Session::new(self.model, self.session.clone())?;
+        self.base = first_logits(&mut plain, &harmless.prompts, None, &mut || ())?;
+        drop(plain);
+        (self.harmful, self.harmless) = (harmful, harmless);
+        Ok(self)
+    }
+
     /// The writers of the model, which points give strengths to.
     #[must_use]
     pub fn writers(&self) -> &[Writer] {
