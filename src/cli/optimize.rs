@@ -229,11 +229,13 @@ impl Args {
         let given = self.direction.iter().map(|path| Candidate { path: path.clone(), measured: false });
         let mut candidates: Vec<Candidate> = given.collect();
         if let (Some(path), Some(folder)) = (&self.directions, &self.save) {
+            let measured = measured(path, &directions[0])?;
+            for direction in &measured {
+                let fits = direction.check_model(&model.architecture(), model.n_embd());
+                fits.with_context(|| path.display().to_string())?;
+            }
             std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-            for direction in measured(path, &directions[0])? {
-                direction
-                    .check_model(&model.architecture(), model.n_embd())
-                    .with_context(|| path.display().to_string())?;
+            for direction in measured {
                 let path = folder.join(format!("block-{}.gguf", direction.block));
                 // Whether it can be written is known before the long work.
                 drop(OutputFile::create(&path, self.force, &self.inputs())?);
