@@ -1,5 +1,5 @@
-//! `ggsteer optimize`: the same search for the same seed, one that goes on where it stopped, and points that do in a
-//! written file what they did when they were tried.
+//! `ggsteer optimize`: the same search for the same seed, one that goes on where it stopped, and points
+//! that do in a written file what they did when they were tried.
 
 mod program;
 mod support;
@@ -82,7 +82,8 @@ fn a_search_is_the_same_again_and_goes_on_where_it_stopped() {
 fn measured_directions_are_searched_and_the_listed_ones_saved() {
     let folder = folder();
     folder.accepts(&format!("--quiet extract model.gguf {} -o dirs.gguf", SETS.replace("-n 4", "")));
-    // One that does as much as those measured: which of them wins is then a matter of chance, and so of the seed.
+    // One that does as much as those measured: which of them wins is then a matter of chance, and so of
+    // the seed.
     let contrast = Contrast::load(&folder.path("dirs.gguf")).unwrap();
     let same = Direction::new(contrast.difference(-1, 1), 1, contrast.source.clone()).unwrap();
     same.save_to(OutputFile::create(&folder.path("d.gguf"), true, &[]).unwrap()).unwrap();

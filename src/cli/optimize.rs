@@ -24,10 +24,10 @@ use super::args::{
 };
 use super::ui::{Ui, percent, table};
 
-/// Search for directions and strengths, by block and writer, that refuse less and damage less than the plain ablation
+/// Search for directions and strengths that refuse less and damage less than the plain ablation
 ///
-/// Tries edits at run time and prints those that no other beats in both; trial 0 is the plain ablation. Give
-/// validation prompts, and test prompts to see what is left of the gain on others.
+/// Tries edits at run time and prints those that no other beats in both; trial 0 is the plain ablation.
+/// Give validation prompts, and test prompts to see what is left of the gain on others.
 ///
 /// Example: ggsteer optimize model.gguf --direction direction.gguf --trials 100 --log search.jsonl
 #[derive(Debug, clap::Args)]
@@ -41,7 +41,7 @@ pub struct Args {
     /// Which block's direction to take from a file that holds several
     #[arg(long, value_name = "IL")]
     block: Option<usize>,
-    /// Try also the direction of every block, at the first one's position, of what `ggsteer extract` measured
+    /// Try also what `ggsteer extract` measured at every block, at the position of the first direction
     #[arg(long, value_name = "DIRS", requires = "save")]
     directions: Option<PathBuf>,
     /// Write those of them that the list names into this folder, as block-N.gguf
@@ -49,7 +49,7 @@ pub struct Args {
     save: Option<PathBuf>,
     #[command(flatten)]
     prompts: PromptArgs,
-    /// Ask the edits of the list again on these, which the search has not seen: where it chose by luck, it shows
+    /// Ask the edits of the list again on these, which the search has not seen
     #[arg(long, value_name = SPEC, requires = "test_harmless")]
     test_harmful: Option<String>,
     /// The ordinary ones for the same
@@ -362,7 +362,8 @@ fn measured(path: &Path, like: &Direction) -> Result<Vec<Direction>> {
     let (n_pos, _, _) = contrast.harmful.shape();
     ensure!(
         contrast.candidates().any(|(p, _)| p == position),
-        "{}: nothing measured at position {position}, where the direction was; it has positions −1 to −{n_pos}",
+        "{}: nothing measured at position {position}, where the direction was; \
+         it has positions −1 to −{n_pos}",
         path.display()
     );
     let of = |(position, block)| {

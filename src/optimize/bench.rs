@@ -1,4 +1,5 @@
-//! Trying a point on a model: its LoRA adapter, whole answers to the harmful prompts, one token to the harmless ones.
+//! Trying a point on a model: its LoRA adapter, whole answers to the harmful prompts, one token to the
+//! harmless ones.
 
 #![forbid(unsafe_code)]
 
@@ -39,8 +40,9 @@ pub struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    /// Looks at the writers of `file`, which `model` was loaded from, and computes the plain model's logits; both sets
-    /// are \[harmful, harmless\]. `options.kl_tokens` is not used: KL is over the first token.
+    /// Looks at the writers of `file`, which `model` was loaded from, and computes the plain model's
+    /// logits; both sets are \[harmful, harmless\]. `options.kl_tokens` is not used: KL is over the first
+    /// token.
     ///
     /// # Errors
     /// A writer of attention or FFN that no adapter can carry; a model that cannot be run.
@@ -156,7 +158,8 @@ impl<'a> Bench<'a> {
         Ok(path)
     }
 
-    /// Writes the adapter at `whole` with the strengths of `point`; false, and nothing written, where all are 0.
+    /// Writes the adapter at `whole` with the strengths of `point`; false, and nothing written, where all
+    /// are 0.
     fn scaled(&self, whole: &Path, point: &Point, to: &Path) -> Result<bool, OptimizeError> {
         let whole = GgufFile::open(whole).map_err(ExportError::from)?;
         let strength = |tensor: &str| {

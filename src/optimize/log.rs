@@ -1,7 +1,7 @@
 //! A search on disk: what it is of, and a line a trial, so that it can go on after a stop.
 //!
-//! JSON lines. The first says what the search is of; a line is written when its trial is done, and one that a stop cut
-//! short is taken back.
+//! JSON lines. The first says what the search is of; a line is written when its trial is done, and one
+//! that a stop cut short is taken back.
 
 #![forbid(unsafe_code)]
 
@@ -56,7 +56,8 @@ pub enum LogError {
     },
     /// The log of another search.
     #[error(
-        "{}: the log of another search: its {what} is not this one's; name another file, or give what it was begun with",
+        "{}: the log of another search: its {what} is not this one's; name another file, \
+         or give what it was begun with",
         path.display()
     )]
     Other {

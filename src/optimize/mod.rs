@@ -1,18 +1,21 @@
-//! Searching for an edit that does better than taking the direction out of everything: refusals against damage.
+//! Searching for an edit that does better than taking the direction out of everything: refusals against
+//! damage.
 //!
-//! A [`Point`] is a direction and two [`Kernel`]s, the strength of its ablation by block for what attention writes and
-//! for what the FFN writes. Two figures are made small together, on validation prompts: the part of the harmful prompts
-//! that are not answered (refused, at once or late, or broken), and KL(base ‖ edited) of the first answer token on the
-//! harmless ones. There is no one best point, so the result is a list of those that no other point beats in both
-//! ([`pareto`]), and trial 0 is always the plain ablation they have to be measured by.
+//! A [`Point`] is a direction and two [`Kernel`]s, the strength of its ablation by block for what
+//! attention writes and for what the FFN writes. Two figures are made small together, on validation
+//! prompts: the part of the harmful prompts that are not answered (refused, at once or late, or broken),
+//! and KL(base ‖ edited) of the first answer token on the harmless ones. There is no one best point, so
+//! the result is a list of those that no other point beats in both ([`pareto`]), and trial 0 is always the
+//! plain ablation they have to be measured by.
 //!
-//! A point is tried without rewriting: as a LoRA adapter in llama.cpp ([`bench`]), which is the edit itself at any
-//! quantization. Points come from a tree-structured Parzen estimator (Bergstra et al. 2011, the `tpe` crate) that is
-//! told one figure, a mixture of the ranks in both with a weight drawn anew for each trial ([`propose`]). A trial depends
-//! on the seed and on the trials before it alone, so a [`log`] is all that is needed to go on.
+//! A point is tried without rewriting: as a LoRA adapter in llama.cpp ([`bench`]), which is the edit
+//! itself at any quantization. Points come from a tree-structured Parzen estimator (Bergstra et al. 2011,
+//! the `tpe` crate) that is told one figure, a mixture of the ranks in both with a weight drawn anew for
+//! each trial ([`propose`]). A trial depends on the seed and on the trials before it alone, so a [`log`]
+//! is all that is needed to go on.
 //!
-//! A command of its own, not a flag of `select`: it needs a direction that was chosen, it asks for whole answers where
-//! `select` looks at one token, and what it gives is a list to choose from, not a file.
+//! A command of its own, not a flag of `select`: it needs a direction that was chosen, it asks for whole
+//! answers where `select` looks at one token, and what it gives is a list to choose from, not a file.
 #![forbid(unsafe_code)]
 
 pub mod bench;
@@ -69,8 +72,8 @@ pub enum OptimizeError {
     Temporary(std::io::Error),
 }
 
-/// Strength of the ablation as a function of the block: `peak` at `centre`, falling in a straight line to `floor` ×
-/// `peak` at a distance of `width` blocks, and 0 beyond.
+/// Strength of the ablation as a function of the block: `peak` at `centre`, falling in a straight line to
+/// `floor` × `peak` at a distance of `width` blocks, and 0 beyond.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Kernel {
     /// The largest strength; 1 takes all of the direction out.
@@ -119,8 +122,8 @@ impl Point {
         }
     }
 
-    /// What `ggsteer orthogonalize --strength` takes for the same edit of these writers, block after block; equal
-    /// neighbours in one piece.
+    /// What `ggsteer orthogonalize --strength` takes for the same edit of these writers, block after
+    /// block; equal neighbours in one piece.
     #[must_use]
     pub fn flag(&self, writers: &[Writer]) -> String {
         let mut text = "0".to_string();

@@ -46,7 +46,8 @@ impl Space {
 
 /// The point of trial `trials.len()`, which must be 1 or more: trial 0 is the plain ablation.
 ///
-/// Trial 1 is the plain ablation of attention and FFN alone, the next are drawn evenly, the rest by the estimator.
+/// Trial 1 is the plain ablation of attention and FFN alone, the next are drawn evenly, the rest by the
+/// estimator.
 #[must_use]
 pub fn propose(space: Space, seed: u64, trials: &[Trial]) -> Point {
     let mut random = SplitMix64(SplitMix64(seed).bits() ^ trials.len() as u64);
@@ -97,8 +98,8 @@ fn by_estimate(space: Space, trials: &[Trial], random: &mut SplitMix64) -> Point
     point(direction, attention, ffn)
 }
 
-/// Both figures of each trial as one, small for good ones: their ranks mixed (an augmented Chebyshev norm), the first
-/// with `weight`, of 1.
+/// Both figures of each trial as one, small for good ones: their ranks mixed (an augmented Chebyshev
+/// norm), the first with `weight`, of 1.
 fn mixed(trials: &[Trial], weight: f64) -> Vec<f64> {
     let ranks = |figure: usize| -> Vec<f64> {
         let of = |trial: &Trial| trial.outcome.figures()[figure];

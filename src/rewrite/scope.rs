@@ -24,8 +24,8 @@ pub enum ScopeError {
     },
     /// Not a number, nor numbers for blocks.
     #[error(
-        "strength {text:?}: expected a number from 0 to 2, or one for each range of blocks, such as 0-9=0.5,10-20=1, \
-         or of the writers of a group there, such as ffn:10-20=1"
+        "strength {text:?}: expected a number from 0 to 2, or one for each range of blocks, such as \
+         0-9=0.5,10-20=1, or of the writers of a group there, such as ffn:10-20=1"
     )]
     Strength {
         /// What was given.
@@ -84,8 +84,8 @@ impl FromStr for Groups {
     }
 }
 
-/// The s of W' = W − s·R(RᵀW), block by block, and group by group where that is wanted: 0 leaves a writer as it is, 1
-/// takes the directions out, 2 turns what it writes along them around.
+/// The s of W' = W − s·R(RᵀW), block by block, and group by group where that is wanted: 0 leaves a writer as it
+/// is, 1 takes the directions out, 2 turns what it writes along them around.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Strength {
     elsewhere: f64,
@@ -107,8 +107,8 @@ impl Default for Strength {
 }
 
 impl Strength {
-    /// That of a writer: the last piece that names its block (and its group, if it names one), or else the number
-    /// without blocks, which is 1 where none was given.
+    /// That of a writer: the last piece that names its block (and its group, if it names one), or else the
+    /// number without blocks, which is 1 where none was given.
     #[must_use]
     pub fn of(&self, writer: &Writer) -> f64 {
         let names = |piece: &&Piece| {
