@@ -144,7 +144,7 @@ fn of_block(block: usize, harmful: &Array2<f64>, harmless: &Array2<f64>) -> Bloc
     BlockAnalysis {
         block,
         pc1_variance: projected.dot(&projected) / total,
-        pc1_auc: auc(a, b),
+        pc1_auc: auc(&a, &b),
         pc1_cosine: along.abs() / difference_norm,
         difference_auc: crossed_auc(harmful, harmless),
         harmful_norm: norm(&means[0]),
@@ -185,8 +185,8 @@ fn first_component(rows: &Array2<f64>) -> Array1<f64> {
 }
 
 /// The chance that one of `a` is above one of `b`, ties half (Mann & Whitney 1947); NaN where one is.
-fn auc(a: ArrayView1<'_, f64>, b: ArrayView1<'_, f64>) -> f64 {
-    if a.iter().chain(b).any(|x| x.is_nan()) {
+fn auc(a: &ArrayView1<'_, f64>, b: &ArrayView1<'_, f64>) -> f64 {
+    if a.iter().chain(b.iter()).any(|x| x.is_nan()) {
         return f64::NAN;
     }
     let mut sorted = b.to_vec();
@@ -208,7 +208,7 @@ fn crossed_auc(harmful: &Array2<f64>, harmless: &Array2<f64>) -> f64 {
     let halves = [0, 1].map(|which| {
         let difference = mean(&half(harmful, 1 - which)) - mean(&half(harmless, 1 - which));
         let along = |rows: &Array2<f64>| half(rows, which).dot(&difference);
-        auc(along(harmful).view(), along(harmless).view())
+        auc(&along(harmful).view(), &along(harmless).view())
     });
     halves.iter().sum::<f64>() / 2.0
 }
@@ -289,7 +289,7 @@ mod tests {
     #[test]
     fn the_auc_counts_pairs() {
         let auc =
-            |a: &[f64], b: &[f64]| auc(Array1::from(a.to_vec()).view(), Array1::from(b.to_vec()).view());
+            |a: &[f64], b: &[f64]| auc(&Array1::from(a.to_vec()).view(), &Array1::from(b.to_vec()).view());
         assert_eq!(auc(&[2.0, 3.0], &[0.0, 1.0]), 1.0);
         assert_eq!(auc(&[0.0], &[1.0, 2.0]), 0.0);
         assert_eq!(auc(&[1.0, 1.0], &[1.0]), 0.5);

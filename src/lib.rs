@@ -24,6 +24,7 @@ pub mod evaluate;
 pub mod export;
 pub mod gguf;
 pub mod intervention;
+pub mod optimize;
 pub mod output;
 pub mod prompts;
 pub mod quant;

@@ -13,6 +13,7 @@ mod generate;
 mod inspect;
 mod interrupt;
 mod judge;
+mod optimize;
 mod orthogonalize;
 mod parts;
 mod perplexity;
@@ -53,6 +54,7 @@ enum Command {
     Extract(extract::Args),
     Analyze(analyze::Args),
     Select(select::Args),
+    Optimize(optimize::Args),
     Generate(generate::Args),
     Orthogonalize(orthogonalize::Args),
     Export(export::Args),
@@ -74,6 +76,7 @@ impl Cli {
             Command::Extract(args) => args.run(ui),
             Command::Analyze(args) => args.run(ui),
             Command::Select(args) => args.run(ui),
+            Command::Optimize(args) => args.run(ui),
             Command::Generate(args) => args.run(ui),
             Command::Orthogonalize(args) => args.run(ui),
             Command::Export(args) => args.run(ui),

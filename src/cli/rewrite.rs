@@ -33,7 +33,8 @@ pub struct RewriteArgs {
     /// Edit these writers alone: embedding, attention, ffn, experts, ssm, bias, with commas
     #[arg(long, value_name = "GROUPS")]
     pub writers: Option<Groups>,
-    /// How much of the direction is taken out, 1 being all: a number, or one for each range of blocks, as 0-9=0.5,10-20=1
+    /// How much of the direction is taken out, 1 being all: a number, or one for each range of blocks, as
+    /// 0-9=0.5,10-20=1, or for a group of writers there, as ffn:10-20=1
     #[arg(long, value_name = "S", default_value = "1")]
     pub strength: Strength,
     /// Scale the columns of matrices (the rows of embeddings) back to the lengths they had

@@ -24,7 +24,8 @@ pub enum ScopeError {
     },
     /// Not a number, nor numbers for blocks.
     #[error(
-        "strength {text:?}: expected a number from 0 to 2, or one for each range of blocks, such as 0-9=0.5,10-20=1"
+        "strength {text:?}: expected a number from 0 to 2, or one for each range of blocks, such as \
+         0-9=0.5,10-20=1, or of the writers of a group there, such as ffn:10-20=1"
     )]
     Strength {
         /// What was given.
@@ -66,6 +67,10 @@ fn range(text: &str) -> Option<RangeInclusive<usize>> {
     (from <= to).then_some(from..=to)
 }
 
+fn group(name: &str) -> Option<&'static str> {
+    WriterKind::GROUPS.into_iter().find(|group| *group == name.trim())
+}
+
 /// Groups of writers, of [`WriterKind::GROUPS`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Groups(Vec<&'static str>);
@@ -74,18 +79,25 @@ impl FromStr for Groups {
     type Err = ScopeError;
 
     fn from_str(text: &str) -> Result<Self, ScopeError> {
-        let group = |name: &str| WriterKind::GROUPS.into_iter().find(|group| *group == name.trim());
         let groups: Option<Vec<_>> = text.split(',').map(group).collect();
         groups.map(Self).ok_or_else(|| ScopeError::Groups { text: text.into() })
     }
 }
 
-/// The s of W' = W − s·R(RᵀW), block by block: 0 leaves a writer as it is, 1 takes the directions out, 2 turns what it
-/// writes along them around.
+/// The s of W' = W − s·R(RᵀW), block by block, and group by group where that is wanted: 0 leaves a writer as it
+/// is, 1 takes the directions out, 2 turns what it writes along them around.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Strength {
     elsewhere: f64,
-    pieces: Vec<(RangeInclusive<usize>, f64)>,
+    pieces: Vec<Piece>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Piece {
+    /// Of [`WriterKind::GROUPS`]; `None` for all.
+    group: Option<&'static str>,
+    blocks: RangeInclusive<usize>,
+    strength: f64,
 }
 
 impl Default for Strength {
@@ -95,12 +107,15 @@ impl Default for Strength {
 }
 
 impl Strength {
-    /// That of a block, or of a writer that belongs to none: the last piece that names it, or else the number without
-    /// blocks, which is 1 where none was given.
+    /// That of a writer: the last piece that names its block (and its group, if it names one), or else the
+    /// number without blocks, which is 1 where none was given.
     #[must_use]
-    pub fn of(&self, block: Option<usize>) -> f64 {
-        let piece = block.and_then(|il| self.pieces.iter().rfind(|(blocks, _)| blocks.contains(&il)));
-        piece.map_or(self.elsewhere, |(_, s)| *s)
+    pub fn of(&self, writer: &Writer) -> f64 {
+        let names = |piece: &&Piece| {
+            writer.block.is_some_and(|il| piece.blocks.contains(&il))
+                && piece.group.is_none_or(|group| group == writer.kind.group())
+        };
+        self.pieces.iter().rfind(names).map_or(self.elsewhere, |piece| piece.strength)
     }
 }
 
@@ -114,8 +129,13 @@ impl FromStr for Strength {
         for piece in text.split(',') {
             match piece.split_once('=') {
                 None => strength.elsewhere = number(piece)?,
-                Some((blocks, s)) => {
-                    strength.pieces.push((range(blocks).ok_or_else(wrong)?, number(s)?));
+                Some((place, s)) => {
+                    let (group, blocks) = match place.split_once(':') {
+                        None => (None, place),
+                        Some((name, blocks)) => (Some(group(name).ok_or_else(wrong)?), blocks),
+                    };
+                    let blocks = range(blocks).ok_or_else(wrong)?;
+                    strength.pieces.push(Piece { group, blocks, strength: number(s)? });
                 }
             }
         }
@@ -138,7 +158,7 @@ impl Scope {
     /// Checks that every block named is one of the model's.
     pub(super) fn check(&self, n_block: usize) -> Result<(), ScopeError> {
         let blocks = self.blocks.iter().flat_map(|blocks| &blocks.0);
-        let mut all = blocks.chain(self.strength.pieces.iter().map(|(blocks, _)| blocks));
+        let mut all = blocks.chain(self.strength.pieces.iter().map(|piece| &piece.blocks));
         match all.find(|blocks| *blocks.end() >= n_block) {
             Some(blocks) => Err(ScopeError::Block { block: *blocks.end(), n_block }),
             None => Ok(()),
@@ -151,7 +171,7 @@ impl Scope {
         let in_block = |il: usize, blocks: &Blocks| blocks.0.iter().any(|range| range.contains(&il));
         let block = self.blocks.as_ref().is_none_or(|b| writer.block.is_some_and(|il| in_block(il, b)));
         let group = self.groups.as_ref().is_none_or(|groups| groups.0.contains(&writer.kind.group()));
-        if block && group { self.strength.of(writer.block) } else { 0.0 }
+        if block && group { self.strength.of(writer) } else { 0.0 }
     }
 }
 
@@ -205,6 +225,12 @@ mod tests {
         assert_eq!([0, 1, 2, 3].map(of), [0.25, 0.5, 2.0, 0.25]);
         assert_eq!((scope.strength(&embedding), scope.strength(&attention(1))), (0.25, 0.0));
         assert!(scope.check(2).is_err(), "pieces name blocks too");
+
+        let strength = "0,attention:0-1=0.5,ffn:1=0.75".parse().unwrap();
+        let scope = Scope { strength, ..Scope::default() };
+        let of = |il| (scope.strength(&attention(il)), scope.strength(&down(il)));
+        assert_eq!([0, 1, 2].map(of), [(0.5, 0.0), (0.5, 0.75), (0.0, 0.0)]);
+        assert_eq!(scope.strength(&embedding), 0.0);
     }
 
     #[test]
@@ -217,7 +243,9 @@ mod tests {
             let error = text.parse::<Groups>().unwrap_err().to_string();
             assert!(error.contains("embedding, attention, ffn, experts, ssm, bias"), "{error}");
         }
-        for text in ["", "-0.1", "2.1", "NaN", "inf", "1=", "=1", "3-1=1", "1-2=x"] {
+        for text in
+            ["", "-0.1", "2.1", "NaN", "inf", "1=", "=1", "3-1=1", "1-2=x", "heads:1=1", "ffn=1", "ffn:=1"]
+        {
             assert!(text.parse::<Strength>().is_err(), "{text}");
         }
     }

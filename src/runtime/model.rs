@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use llama_cpp_2::llama_backend::LlamaBackend;
-use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::model::{LlamaLoraAdapter, LlamaModel};
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::token_type::LlamaTokenAttr;
 
@@ -24,6 +24,12 @@ pub struct Model {
     pub(super) inner: LlamaModel,
     path: PathBuf,
     template: Option<ChatTemplate>,
+}
+
+/// A LoRA adapter of a model, which llama.cpp keeps until the model goes.
+pub(crate) struct Adapter {
+    pub(super) inner: LlamaLoraAdapter,
+    pub(super) path: PathBuf,
 }
 
 /// A prompt as the model sees it.
@@ -76,6 +82,20 @@ impl Model {
             model.template = Some(ChatTemplate::new(&source, &text(vocab.bos()), &text(vocab.eos()))?);
         }
         Ok(model)
+    }
+
+    /// Loads an adapter for sessions of this model that are made later; it must have no part for the token embedding.
+    ///
+    /// # Errors
+    /// llama.cpp cannot load it.
+    pub(crate) fn load_adapter(&mut self, path: &Path) -> Result<Adapter, Error> {
+        log::take_complaints();
+        let loaded = self.inner.lora_adapter_init(path);
+        let path = path.to_path_buf();
+        match loaded {
+            Ok(inner) => Ok(Adapter { inner, path }),
+            Err(error) => Err(Error::Adapter { path, why: why(&error.to_string()) }),
+        }
     }
 
     /// The file it was loaded from.

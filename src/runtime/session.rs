@@ -16,7 +16,7 @@ use llama_cpp_2::token::LlamaToken;
 use llama_cpp_sys_2 as sys;
 
 use super::hook::{Batch, CapturePlan, Hook, Row, Sink, Site, trampoline};
-use super::model::{backend, why};
+use super::model::{Adapter, backend, why};
 use super::{Error, Model, log, params};
 use crate::intervention::Intervention;
 
@@ -193,6 +193,12 @@ impl<'m> Session<'m> {
     #[must_use]
     pub fn options(&self) -> &SessionOptions {
         &self.options
+    }
+
+    /// Computes with `adapter`, of this session's model, from now on.
+    pub(crate) fn set_adapter(&mut self, adapter: &mut Adapter) -> Result<(), Error> {
+        let set = self.ctx.lora_adapter_set(&mut adapter.inner, 1.0);
+        set.map_err(|e| Error::Adapter { path: adapter.path.clone(), why: why(&e.to_string()) })
     }
 
     /// Forgets every sequence.
