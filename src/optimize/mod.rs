@@ -8,10 +8,10 @@
 //! the result is a list of those that no other point beats in both ([`pareto`]), and trial 0 is always the
 //! plain ablation they have to be measured by.
 //!
-//! A point is tried without rewriting: as a LoRA adapter in llama.cpp ([`bench`]), which is the edit
+//! A point is tried without rewriting: as a LoRA adapter in llama.cpp ([`mod@bench`]), which is the edit
 //! itself at any quantization. Points come from a tree-structured Parzen estimator (Bergstra et al. 2011,
 //! the `tpe` crate) that is told one figure, a mixture of the ranks in both with a weight drawn anew for
-//! each trial ([`propose`]). A trial depends on the seed and on the trials before it alone, so a [`log`]
+//! each trial ([`mod@propose`]). A trial depends on the seed and on the trials before it alone, so a [`log`]
 //! is all that is needed to go on.
 //!
 //! A command of its own, not a flag of `select`: it needs a direction that was chosen, it asks for whole
