@@ -254,7 +254,8 @@ mod tests {
             eprintln!("SKIPPED: no published scores in {}; see GGSTEER_PUBLISHED_SCORES", folder.display());
             return;
         }
-        let read = |name: String| std::fs::read_to_string(folder.join(name)).unwrap();
+        // They are Python's JSON, which writes NaN as a word of its own.
+        let read = |name: String| std::fs::read_to_string(folder.join(name)).unwrap().replace("NaN", "null");
         for (model, fixture, _) in published() {
             let scored: Vec<Scored> = serde_json::from_str(&read(format!("{model}.scores.json"))).unwrap();
             let score = |score: Option<f64>| score.unwrap_or(f64::NAN);
