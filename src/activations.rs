@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::calibration::{Collector, outputs};
-use crate::direction::Provenance;
+use crate::direction::{Direction, DirectionError, Provenance};
 use crate::gguf::{GgufError, GgufFile, Writer};
 use crate::output::{OutputError, OutputFile};
 use crate::quant::{self, GgmlType};
@@ -126,6 +126,17 @@ impl Contrast {
     pub fn difference(&self, position: i32, block: usize) -> Vec<f32> {
         let (a, b) = (self.harmful.mean(position, block), self.harmless.mean(position, block));
         a.iter().zip(&b).map(|(a, b)| (a - b) as f32).collect()
+    }
+
+    /// That difference as a direction, with where it was measured.
+    ///
+    /// # Errors
+    /// One that is zero or not finite.
+    pub fn direction(&self, position: i32, block: usize) -> Result<Direction, DirectionError> {
+        let meta = Provenance { position: Some(position), ..self.source.clone() };
+        let mut direction = Direction::new(self.difference(position, block), block, meta)?;
+        direction.meta.raw_norm = Some(direction.norm());
+        Ok(direction)
     }
 
     /// Every (position, block) measured, the last position first.

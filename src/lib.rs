@@ -15,6 +15,8 @@
 //!
 //! The method is that of Arditi et al. 2024, "Refusal in language models is mediated by a single direction".
 
+use sha2::{Digest as _, Sha256};
+
 pub mod activations;
 pub mod analysis;
 pub mod arch;
@@ -32,6 +34,16 @@ pub mod random;
 pub mod rewrite;
 pub mod runtime;
 pub mod select;
+
+/// SHA-256, in hex, of parts told apart by their lengths.
+pub(crate) fn digest(parts: impl IntoIterator<Item = Vec<u8>>) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(&part);
+    }
+    hex(&hash.finalize())
+}
 
 /// Bytes as lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {

@@ -90,8 +90,7 @@ pub fn direction(model: &Model, other: Option<&Direction>) -> Direction {
     if chosen.is_none() {
         println!("no candidate survives the rules here: measured at position {position}, block {block}");
     }
-    let meta = Provenance { position: Some(position), ..contrast.source.clone() };
-    Direction::new(contrast.difference(position, block), block, meta).unwrap()
+    contrast.direction(position, block).unwrap()
 }
 
 pub fn ablation(direction: &Direction) -> Arc<Intervention> {

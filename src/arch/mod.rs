@@ -135,6 +135,21 @@ pub struct Writer {
 }
 
 impl Writer {
+    /// One for tests: a matrix with nothing behind it.
+    #[cfg(test)]
+    pub(crate) fn matrix(tensor: &str, block: Option<usize>, kind: WriterKind) -> Self {
+        let axis = Axis::Output;
+        Self {
+            tensor: tensor.into(),
+            block,
+            kind,
+            axis,
+            norm_after: None,
+            norm_outer: None,
+            norm_centred: false,
+        }
+    }
+
     /// The norms behind this writer from the stream inwards: the order in which a direction of the stream
     /// passes them on its way to the tensor.
     pub fn norms(&self) -> impl Iterator<Item = &str> {

@@ -10,7 +10,7 @@ use super::sample::{Reservoir, Store, WIDTH, key, name_hash};
 use super::{Calibration, CalibrationError, Inputs, Origin, Slice, Target};
 use crate::intervention::Intervention;
 use crate::runtime::sampling::Sampler;
-use crate::runtime::{CapturePlan, GenerateOptions, Job, Prompt, Session, Site, Token};
+use crate::runtime::{CapturePlan, GenerateOptions, Job, Prompt, Session, Site, Token, jobs};
 
 /// How much is collected.
 #[derive(Debug, Clone)]
@@ -62,9 +62,7 @@ pub fn collect(
     let prompts: Vec<&Prompt> = sets.into_iter().flatten().collect();
     let mut sequences: Vec<Vec<Token>> = prompts.iter().map(|p| p.tokens.clone()).collect();
     if options.generated > 0 {
-        let jobs: Vec<Job<'_>> = (prompts.iter())
-            .map(|p| Job { tokens: &p.tokens, n_out: 1, intervention: intervention.cloned() })
-            .collect();
+        let jobs = jobs(prompts.iter().copied(), intervention);
         let generate = GenerateOptions { max_tokens: options.generated, sampler: Sampler::greedy() };
         let answers = session.generate(&jobs, &generate, &mut |_, _| (), &mut |_, _| step())?;
         sequences.iter_mut().zip(answers).for_each(|(tokens, answer)| tokens.extend(answer.tokens));

@@ -15,7 +15,8 @@ use ggsteer::select::{Checkpoint, Choice};
 use serde::Serialize;
 
 use super::args::{
-    MarkerArgs, PromptArgs, RunArgs, Sets, at_least_one, check_length, describe, direction, longest, tokenize,
+    MarkerArgs, PromptArgs, RunArgs, Sets, at_least_one, check_length, describe, direction, longest,
+    tokenize_both,
 };
 use super::calibrate::{CalibrationArgs, Prompts};
 use super::evaluate::{Base, evaluate, evaluation_table};
@@ -127,8 +128,8 @@ impl Args {
         let writers = ggsteer::arch::partial_writers(&file)?;
         let loaded = self.calibration.load(&file, &writers)?;
         out.check_parts(file.n_parts(), &file.paths())?;
-        for set in [&train, &validation, &test].into_iter().flat_map(|sets| [&sets.harmful, &sets.harmless]) {
-            check_length(&model, longest([&tokenize(&model, set)?]).saturating_add(self.max_tokens))?;
+        for sets in [&train, &validation, &test] {
+            check_length(&model, longest(&tokenize_both(&model, sets)?).saturating_add(self.max_tokens))?;
         }
         let tokens = self.tokens.load(&model)?;
         let how = self.scoring.how(&markers, tokens.as_ref(), self.seed);
@@ -208,9 +209,9 @@ pub fn find(
     how: How<'_>,
     checkpoint: &mut Checkpoint,
 ) -> Result<Found> {
-    let sets = [tokenize(model, &train.harmful)?, tokenize(model, &train.harmless)?];
+    let sets = tokenize_both(model, train)?;
     let contrast = steps::measure(ui, run, model, [&sets[0], &sets[1]], steps::source(model, train)?, None)?;
-    let sets = [tokenize(model, &validation.harmful)?, tokenize(model, &validation.harmless)?];
+    let sets = tokenize_both(model, validation)?;
     let choice = steps::select(ui, run, model, &contrast, [&sets[0], &sets[1]], how, checkpoint)?;
     // Scoring is what takes long, and is done: what fails from here on would fail again.
     checkpoint.remove()?;
@@ -237,7 +238,7 @@ pub fn prove<'m>(
     test: &Sets,
     options: &Options,
 ) -> Result<Proof<'m>> {
-    let test = [tokenize(model, &test.harmful)?, tokenize(model, &test.harmless)?];
+    let test = tokenize_both(model, test)?;
     let sets = [&test[0], &test[1]];
     let base = Base::measure(ui, run, model, sets, options)?;
     let ablation = Arc::new(Intervention::ablate(&[&direction.vector])?);

@@ -8,7 +8,7 @@ use ggsteer::analysis::{Analysis, COINCIDE, Rows, analyze};
 use ggsteer::evaluate::run::Set;
 use serde::Serialize;
 
-use super::args::{PARALLEL, PromptArgs, RunArgs, describe, longest, tokenize};
+use super::args::{PARALLEL, PromptArgs, RunArgs, describe, longest, tokenize_both};
 use super::ui::{Ui, percent, table};
 
 /// Show block by block how far apart the two prompt sets lie: first principal component, separation, norms
@@ -50,7 +50,7 @@ impl Args {
         }
         let model = self.run.load(&self.model)?;
         describe(ui, &model);
-        let (harmful, harmless) = (tokenize(&model, &sets.harmful)?, tokenize(&model, &sets.harmless)?);
+        let [harmful, harmless] = tokenize_both(&model, &sets)?;
         let shared = shared_positions(harmful.prompts.iter().chain(&harmless.prompts));
         ensure!(
             self.position >= -(shared as i32),

@@ -225,6 +225,11 @@ pub fn tokenize(model: &Model, set: &PromptSet) -> Result<Set> {
     Ok(Set { texts: set.prompts.clone(), prompts })
 }
 
+/// Templates and tokenizes both sets, harmful first.
+pub fn tokenize_both(model: &Model, sets: &Sets) -> Result<[Set; 2]> {
+    Ok([tokenize(model, &sets.harmful)?, tokenize(model, &sets.harmless)?])
+}
+
 /// Tokens of the longest prompt.
 pub fn longest<'a>(sets: impl IntoIterator<Item = &'a Set>) -> usize {
     sets.into_iter().flat_map(|s| &s.prompts).map(|p| p.tokens.len()).max().unwrap_or(1)

@@ -14,7 +14,7 @@ use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
 use ggsteer::runtime::{Model, Token};
 
-use super::args::{PARALLEL, RunArgs, Sets, at_least_one, longest, tokenize};
+use super::args::{PARALLEL, RunArgs, Sets, at_least_one, longest, tokenize_both};
 use super::steps;
 use super::ui::{Ui, warn};
 
@@ -131,7 +131,7 @@ impl CalibrationArgs {
         // All of them, be they edited or not: a calibration is then of use for another edit too.
         let writers = arch::partial_writers(file).with_context(at)?;
         let targets = Target::of(file, &writers);
-        let sets = [tokenize(model, &by.sets.harmful)?, tokenize(model, &by.sets.harmless)?];
+        let sets = tokenize_both(model, by.sets)?;
         let options = Options { seed: by.seed, generated: self.answer_tokens, ..self.sample.options() };
         let source = steps::source(model, by.sets)?;
         let wanted = Wanted { targets: &targets, directions: by.directions, options, source };

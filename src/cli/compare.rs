@@ -13,12 +13,12 @@ use ggsteer::gguf::{GgufFile, ModelSummary};
 use ggsteer::intervention::{Intervention, cosine};
 use ggsteer::prompts::split::{Parts, Used};
 use ggsteer::runtime::sampling::Sampler;
-use ggsteer::runtime::{GenerateOptions, Job, Model};
+use ggsteer::runtime::{GenerateOptions, Model, jobs};
 use ggsteer::select::{Candidate, Checkpoint, Error as SelectError};
 use serde::Serialize;
 
 use super::args::{
-    MarkerArgs, PARALLEL, PromptArgs, RunArgs, Sets, at_least_one, check_length, describe, longest, tokenize,
+    MarkerArgs, PARALLEL, PromptArgs, RunArgs, at_least_one, check_length, describe, longest, tokenize_both,
 };
 use super::evaluate::{Base, evaluate, interval};
 use super::parts::{HeldOutArgs, used};
@@ -154,7 +154,7 @@ impl Args {
             let file = GgufFile::open(path).with_context(|| path.display().to_string())?;
             comparable(&first, &file).with_context(|| path.display().to_string())?;
         }
-        let test = [tokenize(&first, &parts.test.harmful)?, tokenize(&first, &parts.test.harmless)?];
+        let test = tokenize_both(&first, &parts.test)?;
         let sets = [&test[0], &test[1]];
         check_length(&first, longest(sets).saturating_add(self.max_tokens.max(self.kl_tokens)))?;
 
@@ -194,17 +194,14 @@ impl Args {
     /// Measures a file on the training prompts and chooses on the validation prompts.
     fn find(&self, ui: Ui, model: &Model, parts: &Parts, options: &Options) -> Result<Found> {
         describe(ui, model);
-        let both = |sets: &Sets| {
-            Ok::<_, anyhow::Error>([tokenize(model, &sets.harmful)?, tokenize(model, &sets.harmless)?])
-        };
-        let [harmful, harmless] = both(&parts.train)?;
+        let [harmful, harmless] = tokenize_both(model, &parts.train)?;
         let source = steps::source(model, &parts.train)?;
         let start = Instant::now();
         let contrast = steps::measure(ui, &self.run, model, [&harmful, &harmless], source, None)?;
         let n_tokens: usize =
             [&harmful, &harmless].iter().flat_map(|s| &s.prompts).map(|p| p.tokens.len()).sum();
         let prompt_speed = n_tokens as f64 / start.elapsed().as_secs_f64();
-        let [harmful, harmless] = both(&parts.validation)?;
+        let [harmful, harmless] = tokenize_both(model, &parts.validation)?;
         let tokens = self.tokens.load(model)?;
         let how = steps::How {
             markers: &options.markers,
@@ -258,11 +255,10 @@ impl Args {
         };
         let file = GgufFile::open(model.path())?;
         let summary = ModelSummary::new(&file)?;
-        let of_tensors: u64 = summary.types.iter().map(|t| t.bytes).sum();
         Ok(Compared {
             model: model.path().display().to_string(),
             file_size: file.file_len(),
-            bits_per_weight: 8.0 * of_tensors as f64 / summary.n_parameters as f64,
+            bits_per_weight: summary.bits_per_weight(),
             speed: Speed { prompt: prompt_speed, answer: self.answer_speed(model, sets[1])? },
             cosines: (contrast.candidates())
                 .map(|(position, block)| Cosine {
@@ -290,14 +286,12 @@ impl Args {
     fn answer_speed(&self, model: &Model, set: &Set) -> Result<f64> {
         const TOKENS: usize = 32;
         let prompts = &set.prompts[..set.prompts.len().min(PARALLEL)];
-        let jobs: Vec<Job<'_>> =
-            prompts.iter().map(|p| Job { tokens: &p.tokens, n_out: 1, intervention: None }).collect();
         let mut session = self.run.session(model, PARALLEL, longest([set]) + TOKENS)?;
         let options = GenerateOptions { max_tokens: TOKENS, sampler: Sampler::greedy() };
         let (mut n, mut start) = (0, None);
         // From the first token on: before it, prompts are read.
         session.generate(
-            &jobs,
+            &jobs(prompts, None),
             &options,
             &mut |_, _| {
                 start.get_or_insert_with(Instant::now);

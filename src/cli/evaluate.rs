@@ -16,7 +16,7 @@ use ggsteer::runtime::Model;
 use serde::Serialize;
 
 use super::args::{
-    MarkerArgs, PARALLEL, PromptArgs, RunArgs, at_least_one, describe, direction, longest, tokenize,
+    MarkerArgs, PARALLEL, PromptArgs, RunArgs, at_least_one, describe, direction, longest, tokenize_both,
 };
 use super::generate::{Scale, SteerArgs};
 use super::judge::{Bench, JudgeArgs};
@@ -110,7 +110,7 @@ impl Args {
         let judge = judge_model.as_ref().map(|model| self.judge.judge(model)).transpose()?;
         let model = self.run.load(&self.model)?;
         describe(ui, &model);
-        let (harmful, mut harmless) = (tokenize(&model, &sets.harmful)?, tokenize(&model, &sets.harmless)?);
+        let [harmful, mut harmless] = tokenize_both(&model, &sets)?;
         let text = self.perplexity.load(&model)?;
         let base = match &self.base {
             Some(path) => Some(self.run.load(path).context("--base")?),

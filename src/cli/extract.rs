@@ -10,7 +10,7 @@ use ggsteer::intervention::dot;
 use ggsteer::output::OutputFile;
 use serde::Serialize;
 
-use super::args::{PromptArgs, RunArgs, describe, tokenize};
+use super::args::{PromptArgs, RunArgs, describe, tokenize_both};
 use super::calibrate::{SampleArgs, sequences};
 use super::steps;
 use super::ui::{Ui, table};
@@ -75,7 +75,7 @@ impl Args {
             Some(_) => self.targets().with_context(|| self.model.display().to_string())?,
             None => Vec::new(),
         };
-        let (harmful, harmless) = (tokenize(&model, &sets.harmful)?, tokenize(&model, &sets.harmless)?);
+        let [harmful, harmless] = tokenize_both(&model, &sets)?;
         let source = steps::source(&model, &sets)?;
         let both = [&sequences(&harmful)[..], &sequences(&harmless)];
         let mut collector =

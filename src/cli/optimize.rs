@@ -5,23 +5,23 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use ggsteer::activations::Contrast;
-use ggsteer::direction::{Direction, Provenance};
+use ggsteer::direction::Direction;
 use ggsteer::evaluate::Rate;
 use ggsteer::evaluate::interval::Mean;
-use ggsteer::evaluate::run::{Options, Set};
+use ggsteer::evaluate::run::Options;
 use ggsteer::gguf::{GgufFile, fingerprint};
-use ggsteer::optimize::log::{KIND, Subject};
+use ggsteer::optimize::log::Subject;
 use ggsteer::optimize::{Bench, Log, Outcome, Point, Space, Trial, pareto, propose};
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::split::check_disjoint;
 use ggsteer::runtime::Model;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use super::args::{
     MarkerArgs, PARALLEL, PromptArgs, RunArgs, SPEC, Sets, at_least_one, describe, direction, longest,
-    tokenize,
+    tokenize_both,
 };
+use super::evaluate::interval;
 use super::ui::{Ui, percent, table};
 
 /// Search for directions and strengths that refuse less and damage less than the plain ablation
@@ -127,22 +127,12 @@ impl Args {
         let file = GgufFile::open(&self.model).with_context(|| self.model.display().to_string())?;
         let mut model = self.run.load(&self.model)?;
         describe(ui, &model);
-        let (harmful, harmless) = (tokenize(&model, &sets.harmful)?, tokenize(&model, &sets.harmless)?);
-        let of = |sets: &Sets| -> Result<(Set, Set)> {
-            Ok((tokenize(&model, &sets.harmful)?, tokenize(&model, &sets.harmless)?))
-        };
-        let test = test.as_ref().map(of).transpose()?;
+        let [harmful, harmless] = tokenize_both(&model, &sets)?;
+        let test = test.as_ref().map(|sets| tokenize_both(&model, sets)).transpose()?;
         let (candidates, directions) = self.candidates(&model)?;
-        let subject = Subject {
-            log: KIND.into(),
-            model: fingerprint(&file),
-            directions: directions.iter().map(digest).collect(),
-            harmful: tokens(&harmful),
-            harmless: tokens(&harmless),
-            markers: digest_of([format!("{markers:?}").into_bytes()]),
-            max_tokens: self.max_tokens,
-            seed: self.seed,
-        };
+        let options = Options { max_tokens: self.max_tokens, markers, kl_tokens: 1, seed: self.seed };
+        let prompts = [&harmful, &harmless].map(|set| set.prompts.as_slice());
+        let subject = Subject::new(fingerprint(&file), &directions, prompts, &options);
         let log = self.log.as_ref().map(|path| Log::open(path, &subject)).transpose()?;
         let (mut log, mut trials) = log.map_or((None, Vec::new()), |(log, trials)| (Some(log), trials));
         if !trials.is_empty() {
@@ -152,12 +142,11 @@ impl Args {
 
         let both = [&harmful, &harmless];
         let session = {
-            let all = both.into_iter().chain(test.iter().flat_map(|(a, b)| [a, b]));
+            let all = both.into_iter().chain(test.iter().flatten());
             let longest = longest(all).saturating_add(self.max_tokens);
             self.run.session(&model, PARALLEL, longest)?.options().clone()
         };
         let space = Space { n_directions: directions.len(), n_block: model.n_block() };
-        let options = Options { max_tokens: self.max_tokens, markers, kl_tokens: 1, seed: self.seed };
         let at = || self.model.display().to_string();
         let mut bench =
             Bench::new(&mut model, &file, &directions, both, session, options).with_context(at)?;
@@ -179,7 +168,7 @@ impl Args {
         let plain = trials[0].outcome;
         let mut on_test: BTreeMap<usize, Outcome> = BTreeMap::new();
         let mut untouched_on_test = None;
-        if let Some((harmful, harmless)) = &test {
+        if let Some([harmful, harmless]) = &test {
             bench = bench.on([harmful, harmless])?;
             untouched_on_test = Some(bench.untouched()?);
             for &i in [0].iter().chain(&list) {
@@ -321,7 +310,7 @@ impl Counts {
             name.into(),
             trial.map_or(String::new(), |i| i.to_string()),
             percent(self.answered.rate),
-            format!("{:.1}–{:.1}", 100.0 * self.answered.low, 100.0 * self.answered.high),
+            interval(&self.answered),
             percent(self.refused.rate),
             percent(self.broken.rate),
             format!("{:.4}", self.kl.mean),
@@ -366,35 +355,12 @@ fn measured(path: &Path, like: &Direction) -> Result<Vec<Direction>> {
          it has positions −1 to −{n_pos}",
         path.display()
     );
-    let of = |(position, block)| {
-        let meta = Provenance { position: Some(position), ..contrast.source.clone() };
-        let mut direction = Direction::new(contrast.difference(position, block), block, meta)?;
-        direction.meta.raw_norm = Some(direction.norm());
-        Ok(direction)
-    };
-    contrast.candidates().filter(|(p, _)| *p == position).map(of).collect()
+    let here = contrast.candidates().filter(|(p, _)| *p == position);
+    here.map(|(position, block)| Ok(contrast.direction(position, block)?)).collect()
 }
 
 /// A word for a shell.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "/._-:,=+".contains(c);
     if word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
-}
-
-fn digest_of(parts: impl IntoIterator<Item = Vec<u8>>) -> String {
-    let mut hash = Sha256::new();
-    parts.into_iter().for_each(|part| hash.update(part));
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn digest(direction: &Direction) -> String {
-    digest_of(direction.vector.iter().map(|x| x.to_le_bytes().to_vec()))
-}
-
-fn tokens(set: &Set) -> String {
-    let of = |prompt: &ggsteer::runtime::Prompt| {
-        let length = (prompt.tokens.len() as u64).to_le_bytes();
-        length.into_iter().chain(prompt.tokens.iter().flat_map(|t| t.0.to_le_bytes())).collect()
-    };
-    digest_of(set.prompts.iter().map(of))
 }

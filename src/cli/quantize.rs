@@ -81,8 +81,7 @@ struct Size {
 impl Size {
     fn of(file: &GgufFile) -> Result<Self> {
         let summary = ModelSummary::new(file)?;
-        let all: u64 = summary.types.iter().map(|t| t.bytes).sum();
-        let bits_per_weight = 8.0 * all as f64 / summary.n_parameters.max(1) as f64;
+        let bits_per_weight = summary.bits_per_weight();
         Ok(Self { file_size: summary.file_size, bits_per_weight, types: summary.types })
     }
 }

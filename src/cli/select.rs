@@ -10,7 +10,7 @@ use ggsteer::select::Choice;
 use ggsteer::select::grid::RefusalTokens;
 use serde::Serialize;
 
-use super::args::{MarkerArgs, PromptArgs, RunArgs, describe, tokenize};
+use super::args::{MarkerArgs, PromptArgs, RunArgs, describe, tokenize_both};
 use super::steps::{self, ScoringArgs};
 use super::ui::Ui;
 
@@ -140,7 +140,7 @@ impl Args {
         describe(ui, &model);
         check(&contrast, &model).with_context(|| self.directions.display().to_string())?;
         let tokens = self.tokens.load(&model)?;
-        let (harmful, harmless) = (tokenize(&model, &sets.harmful)?, tokenize(&model, &sets.harmless)?);
+        let [harmful, harmless] = tokenize_both(&model, &sets)?;
         let how = self.scoring.how(&markers, tokens.as_ref(), self.seed);
         let sets = [&harmful, &harmless];
         let choice = steps::select(ui, &self.run, &model, &contrast, sets, how, &mut checkpoint)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::kl::kl;
 use crate::intervention::Intervention;
 use crate::runtime::sampling::Sampler;
-use crate::runtime::{Error, GenerateOptions, Item, Job, Outputs, Prompt, Session, Token};
+use crate::runtime::{Error, GenerateOptions, Item, Outputs, Prompt, Session, Token, jobs};
 
 /// A sequence of given tokens.
 #[derive(Debug, Clone)]
@@ -114,10 +114,8 @@ pub fn openings(
     n: usize,
     step: &mut dyn FnMut(),
 ) -> Result<Vec<Vec<Token>>, Error> {
-    let jobs: Vec<Job<'_>> =
-        prompts.iter().map(|p| Job { tokens: &p.tokens, n_out: 1, intervention: None }).collect();
     let options = GenerateOptions { max_tokens: n, sampler: Sampler::greedy() };
-    let answers = session.generate(&jobs, &options, &mut |_, _| (), &mut |_, _| step())?;
+    let answers = session.generate(&jobs(prompts, None), &options, &mut |_, _| (), &mut |_, _| step())?;
     Ok(answers.into_iter().map(|answer| answer.tokens).collect())
 }
 

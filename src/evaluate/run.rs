@@ -10,7 +10,7 @@ use super::judge::{Opinion, Verdicts};
 use super::{Degeneracy, Markers, Rate, degeneracy};
 use crate::intervention::Intervention;
 use crate::runtime::sampling::Sampler;
-use crate::runtime::{Error, Finish, GenerateOptions, Job, Prompt, Session, Token};
+use crate::runtime::{Error, Finish, GenerateOptions, Prompt, Session, Token, jobs};
 
 /// A prompt set as text and as the model sees it.
 #[derive(Debug, Clone, Default)]
@@ -257,10 +257,6 @@ pub fn evaluate(
         harmless,
     };
     Ok((evaluation, [said, answered]))
-}
-
-fn jobs<'a>(prompts: &'a [Prompt], intervention: Option<&Arc<Intervention>>) -> Vec<Job<'a>> {
-    prompts.iter().map(|p| Job { tokens: &p.tokens, n_out: 1, intervention: intervention.cloned() }).collect()
 }
 
 #[cfg(test)]

@@ -48,6 +48,13 @@ pub struct TypeCount {
 }
 
 impl ModelSummary {
+    /// Bits of tensor data a weight.
+    #[must_use]
+    pub fn bits_per_weight(&self) -> f64 {
+        let all: u64 = self.types.iter().map(|t| t.bytes).sum();
+        8.0 * all as f64 / self.n_parameters.max(1) as f64
+    }
+
     /// Reads the summary from a header.
     ///
     /// # Errors

@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Kernel, Outcome, Trial};
+use crate::direction::Direction;
+use crate::evaluate::run::Options;
+use crate::runtime::{self, Prompt};
 
 /// What a search is of: trials of another one must not be taken for its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +35,28 @@ pub struct Subject {
     pub max_tokens: usize,
     /// Seed of the search.
     pub seed: u64,
+}
+
+impl Subject {
+    /// A search on the model of this fingerprint, with \[harmful, harmless\] prompts.
+    #[must_use]
+    pub fn new(
+        model: String,
+        directions: &[Direction],
+        [harmful, harmless]: [&[Prompt]; 2],
+        options: &Options,
+    ) -> Self {
+        Self {
+            log: KIND.into(),
+            model,
+            directions: directions.iter().map(Direction::sha256).collect(),
+            harmful: runtime::digest(harmful),
+            harmless: runtime::digest(harmless),
+            markers: crate::digest([format!("{:?}", options.markers).into_bytes()]),
+            max_tokens: options.max_tokens,
+            seed: options.seed,
+        }
+    }
 }
 
 /// The first word of a log.

@@ -218,24 +218,12 @@ pub fn pareto(trials: &[Trial]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::{Axis, WriterKind};
+    use crate::arch::WriterKind;
     use crate::rewrite::Scope;
 
     fn outcome(answered: usize, kl: f64) -> Outcome {
         let kl = Mean { n: 4, mean: kl, low: kl, high: kl };
         Outcome { n: 10, answered, refused: 10 - answered, broken: 0, kl }
-    }
-
-    fn writer(block: Option<usize>, kind: WriterKind) -> Writer {
-        Writer {
-            tensor: "t".into(),
-            block,
-            kind,
-            axis: Axis::Output,
-            norm_after: None,
-            norm_outer: None,
-            norm_centred: false,
-        }
     }
 
     #[test]
@@ -251,10 +239,10 @@ mod tests {
         let point = Point { direction: 0, attention, ffn };
         let of = |il| {
             let kinds = [WriterKind::AttentionOutput, WriterKind::FfnDown];
-            kinds.map(|kind| writer(Some(il), kind))
+            kinds.map(|kind| Writer::matrix("t", Some(il), kind))
         };
         let mut writers: Vec<Writer> = (0..5).flat_map(of).collect();
-        writers.push(writer(None, WriterKind::TokenEmbedding));
+        writers.push(Writer::matrix("t", None, WriterKind::TokenEmbedding));
         let flag = point.flag(&writers);
         assert_eq!(flag, "0,attention:0-2=1,ffn:2=0.2,ffn:3=0.5,ffn:4=0.8");
         let scope = Scope { strength: flag.parse().unwrap(), ..Scope::default() };

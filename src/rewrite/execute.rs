@@ -304,7 +304,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::arch::{Axis, Writer, WriterKind};
+    use crate::arch::{Writer, WriterKind};
     use crate::rewrite::{Figures, Method, PlannedTensor, Tied};
 
     fn ty(name: &str) -> GgmlType {
@@ -334,15 +334,7 @@ mod tests {
         let planned = |&(name, out_type): &(&str, GgmlType)| {
             let info = file.tensor(name).unwrap();
             PlannedTensor {
-                writer: Writer {
-                    tensor: name.into(),
-                    block: None,
-                    kind: WriterKind::FfnDown,
-                    axis: Axis::Output,
-                    norm_after: None,
-                    norm_outer: None,
-                    norm_centred: false,
-                },
+                writer: Writer::matrix(name, None, WriterKind::FfnDown),
                 r#type: info.ty,
                 out_type,
                 ne: info.ne,

@@ -188,26 +188,13 @@ impl fmt::Display for Blocks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::Axis;
-
-    fn writer(block: Option<usize>, kind: WriterKind) -> Writer {
-        Writer {
-            tensor: "t".into(),
-            block,
-            kind,
-            axis: Axis::Output,
-            norm_after: None,
-            norm_outer: None,
-            norm_centred: false,
-        }
-    }
 
     #[test]
     fn scopes_choose_by_block_and_by_group() {
         let all = Scope::default();
-        let embedding = writer(None, WriterKind::TokenEmbedding);
-        let attention = |il| writer(Some(il), WriterKind::AttentionOutput);
-        let down = |il| writer(Some(il), WriterKind::FfnDown);
+        let embedding = Writer::matrix("t", None, WriterKind::TokenEmbedding);
+        let attention = |il| Writer::matrix("t", Some(il), WriterKind::AttentionOutput);
+        let down = |il| Writer::matrix("t", Some(il), WriterKind::FfnDown);
         assert_eq!((all.strength(&embedding), all.strength(&attention(7))), (1.0, 1.0));
 
         let scope = Scope { blocks: Some("2-4, 6".parse().unwrap()), ..Scope::default() };

@@ -23,9 +23,10 @@ pub use generate::{Completion, Finish, GenerateOptions};
 pub use hook::{CapturePlan, Captured, HookError, Sink, Site};
 pub use llama_cpp_2::token::LlamaToken as Token;
 pub use log::set_verbose;
+pub(crate) use model::digest;
 pub use model::{Model, ModelOptions, Prompt, backend};
 pub use quantize::{FileType, QuantizeOptions, quantize};
-pub use session::{Item, Job, JobSink, Outputs, Session, SessionOptions};
+pub use session::{Item, Job, JobSink, Outputs, Session, SessionOptions, jobs};
 
 /// What can go wrong between the prompt and the logits.
 #[derive(Debug, thiserror::Error)]

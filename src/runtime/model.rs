@@ -32,6 +32,11 @@ pub(crate) struct Adapter {
     pub(super) path: PathBuf,
 }
 
+/// SHA-256, in hex, of the prompts' tokens: what a saved work on them is known by.
+pub(crate) fn digest(prompts: &[Prompt]) -> String {
+    crate::digest(prompts.iter().map(|p| p.tokens.iter().flat_map(|t| t.0.to_le_bytes()).collect()))
+}
+
 /// A prompt as the model sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {

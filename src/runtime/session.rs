@@ -17,7 +17,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::hook::{Batch, CapturePlan, Hook, Row, Sink, Site, trampoline};
 use super::model::{Adapter, backend, why};
-use super::{Error, Model, log, params};
+use super::{Error, Model, Prompt, log, params};
 use crate::intervention::Intervention;
 
 /// llama.cpp's limit on sequences in one context (`LLAMA_MAX_SEQ` of llama-cparams.h).
@@ -81,6 +81,15 @@ pub struct Job<'a> {
     pub n_out: usize,
     /// What is done to its stream.
     pub intervention: Option<Arc<Intervention>>,
+}
+
+/// The jobs that compute each prompt once, for the logits after its last token.
+pub fn jobs<'a>(
+    prompts: impl IntoIterator<Item = &'a Prompt>,
+    intervention: Option<&Arc<Intervention>>,
+) -> Vec<Job<'a>> {
+    let job = |p: &'a Prompt| Job { tokens: &p.tokens, n_out: 1, intervention: intervention.cloned() };
+    prompts.into_iter().map(job).collect()
 }
 
 /// Receives a captured row: index of the job, position (−1 is its last token), where, and the activations.

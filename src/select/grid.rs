@@ -9,7 +9,7 @@ use crate::evaluate::kl::refusal_score;
 use crate::evaluate::run::first_logits;
 use crate::random::SplitMix64;
 use crate::runtime::sampling::Sampler;
-use crate::runtime::{Error, GenerateOptions, Job, Prompt, Session, Token};
+use crate::runtime::{Error, GenerateOptions, Prompt, Session, Token, jobs};
 
 /// Tokens of a model's own refusals to look at; a refusal shows itself in its first words.
 const PROBE_TOKENS: usize = 24;
@@ -38,9 +38,7 @@ pub fn find_refusal_tokens(
     step: &mut dyn FnMut(),
 ) -> Result<RefusalTokens, Error> {
     let options = GenerateOptions { max_tokens: PROBE_TOKENS, sampler: Sampler::greedy() };
-    let prompts = harmful.iter().chain(harmless);
-    let jobs: Vec<Job<'_>> =
-        prompts.map(|p| Job { tokens: &p.tokens, n_out: 1, intervention: None }).collect();
+    let jobs = jobs(harmful.iter().chain(harmless), None);
     let completions = session.generate(&jobs, &options, &mut |_, _| (), &mut |_, _| step())?;
     // How often each token begins a refusal, and how often another answer.
     let mut first: BTreeMap<usize, [usize; 2]> = BTreeMap::new();

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use super::checkpoint::{Checkpoint, CheckpointError};
 use super::grid::{self, RefusalTokens};
@@ -11,7 +10,7 @@ use super::race::{Dropped, Measure, Race, Scores as _, Sheet, mean};
 use super::scorer::{Scorer, steering};
 use super::{Candidate, Layer, Rules, Selection, Verdict, choose};
 use crate::activations::Contrast;
-use crate::direction::{Direction, DirectionError, Provenance, Scores};
+use crate::direction::{Direction, DirectionError, Scores};
 use crate::evaluate::Markers;
 use crate::gguf::{GgufError, GgufFile, fingerprint};
 use crate::runtime::{self, Prompt, Session};
@@ -243,26 +242,14 @@ fn candidate(scorer: &Scorer<'_, '_>, (position, block): (i32, usize), i: usize)
 /// What scores depend on, for a checkpoint to be known by.
 fn identity(session: &Session<'_>, request: &Request<'_>) -> Result<Vec<(String, String)>, Error> {
     let model = session.model();
-    let hash = |parts: &mut dyn Iterator<Item = Vec<u8>>| {
-        let mut hash = Sha256::new();
-        parts.for_each(|part| {
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(&part);
-        });
-        crate::hex(&hash.finalize())
-    };
     let bytes = |values: Vec<f32>| values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
     let contrast = request.contrast;
-    let directions = hash(&mut contrast.candidates().map(|(p, il)| bytes(contrast.difference(p, il))));
-    let [harmful, harmless] = request.prompts.map(|prompts| {
-        let tokens = |p: &Prompt| p.tokens.iter().flat_map(|t| t.0.to_le_bytes()).collect();
-        hash(&mut prompts.iter().map(tokens))
-    });
+    let directions = crate::digest(contrast.candidates().map(|(p, il)| bytes(contrast.difference(p, il))));
+    let [harmful, harmless] = request.prompts.map(runtime::digest);
     let refusal = if let Some(tokens) = &request.refusal_tokens {
         format!("{:?}", tokens.ids)
     } else {
-        let markers = format!("{:?}", request.markers).into_bytes();
-        format!("found by markers {}", hash(&mut std::iter::once(markers)))
+        format!("found by markers {}", crate::digest([format!("{:?}", request.markers).into_bytes()]))
     };
     let rules = format!("{:?}, {:?}", request.rules, request.race.unwrap_or_default());
     let options = session.options();
@@ -290,13 +277,8 @@ impl Choice {
         let chosen = self.selection.chosen.ok_or(Error::NoneKept)?;
         let Candidate { position, layer, bypass, induce, kl } = self.candidates[chosen];
         let block = layer.block().ok_or(Error::NoneKept)?;
-        let meta = Provenance {
-            position: Some(position),
-            scores: Some(Scores { bypass, induce, kl }),
-            ..contrast.source.clone()
-        };
-        let mut direction = Direction::new(contrast.difference(position, block), block, meta)?;
-        direction.meta.raw_norm = Some(direction.norm());
+        let mut direction = contrast.direction(position, block)?;
+        direction.meta.scores = Some(Scores { bypass, induce, kl });
         Ok(direction)
     }
 }
