@@ -19,8 +19,9 @@ pub mod template;
 use std::path::PathBuf;
 
 pub use adapter::Stock;
+pub(crate) use generate::Characters;
 pub use generate::{Completion, Finish, GenerateOptions};
-pub use hook::{CapturePlan, Captured, HookError, Sink, Site};
+pub use hook::{CapturePlan, Captured, HookError, Probe, Sink, Site};
 pub use llama_cpp_2::token::LlamaToken as Token;
 pub use log::set_verbose;
 pub(crate) use model::digest;
