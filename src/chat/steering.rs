@@ -82,8 +82,8 @@ impl Directions {
 pub struct Steering {
     /// The directions are erased after every write to the stream.
     pub ablate: bool,
-    /// This much of the raw direction is added at its block's output; 0 for none. Where the direction is erased too, the
-    /// addition stands after the ablation, so it sets what the stream holds there.
+    /// This much of the raw direction is added at its block's output; 0 for none. Where a direction is erased too, what of
+    /// the addition lies along it lasts until the next write to the stream, after which it is erased again.
     pub scale: f32,
 }
 

@@ -231,7 +231,12 @@ impl Talk<'_> {
 
     fn steer(&mut self, steering: Steering) -> Result<()> {
         self.chat.set_steering(steering).map_err(explained)?;
-        self.ui.note(&format!("({steering})"));
+        let lasting = if steering.ablate && steering.scale != 0.0 {
+            "; what lies along the erased direction, the next block erases again: /ablate off keeps it"
+        } else {
+            ""
+        };
+        self.ui.note(&format!("({steering}{lasting})"));
         Ok(())
     }
 
@@ -245,13 +250,11 @@ impl Talk<'_> {
             meter: &mut self.meter,
             stop: self.stop.as_ref(),
             written: !self.ui.json,
-            at_margin: false,
+            last: None,
             broken: None,
         };
         let asked = ask(&mut self.chat, &mut stream);
-        if asked.is_ok() || !stream.at_margin {
-            stream.end();
-        }
+        stream.end(asked.is_ok());
         if let Some(error) = stream.broken {
             return Err(anyhow!(error).context(Stdout));
         }
@@ -282,7 +285,7 @@ impl Talk<'_> {
         if self.chat.directions().is_empty() {
             return Err(no_direction());
         }
-        let bar = self.ui.tokens("answering twice");
+        let bar = screen::spinner(self.ui);
         let mut silent = Silent { meter: &mut self.meter, stop: self.stop.as_ref(), bar: bar.clone() };
         let said = text.map_or(Ok(()), |text| self.chat.say(&text, &mut silent).map(|_| ()));
         let compared = said.and_then(|()| self.chat.compare(&mut silent));

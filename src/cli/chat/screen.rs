@@ -1,13 +1,15 @@
 //! What is shown of an answer: untrusted text made harmless, as it comes or in columns.
 
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, TableComponent, Width, presets};
 use ggsteer::chat::{Listener, Piece};
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 
 use super::meter::Meter;
 use crate::cli::interrupt::Stop;
+use crate::cli::ui::Ui;
 
 /// A text in which nothing commands a terminal: control characters but line feeds and tabs, and marks that change the
 /// direction of writing, are shown as signs.
@@ -34,8 +36,8 @@ pub struct Stream<'a> {
     pub stop: Option<&'a Stop>,
     /// Whether it is written at all; if not, it is only metered.
     pub written: bool,
-    /// Whether the last character was a line feed.
-    pub at_margin: bool,
+    /// The last character written.
+    pub last: Option<char>,
     /// Why stdout takes no more.
     pub broken: Option<io::Error>,
 }
@@ -45,13 +47,13 @@ impl Stream<'_> {
         if self.written && self.broken.is_none() && !text.is_empty() {
             let mut stdout = io::stdout().lock();
             self.broken = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).err();
-            self.at_margin = text.ends_with('\n');
+            self.last = text.chars().next_back();
         }
     }
 
-    /// Ends the answer's last line.
-    pub fn end(&mut self) {
-        if !self.at_margin {
+    /// Ends the last line: an answer's, be it empty, or that of one that failed.
+    pub fn end(&mut self, answered: bool) {
+        if self.last.map_or(answered, |last| last != '\n') {
             self.write("\n");
         }
     }
@@ -61,7 +63,7 @@ impl Listener for Stream<'_> {
     fn piece(&mut self, piece: &Piece) {
         self.meter.take(&piece.readings);
         let text = harmless(&piece.text);
-        // A line feed stays last, for `at_margin`.
+        // A line feed stays last, for `end`.
         let words = text.trim_end_matches('\n');
         let tinted = self.meter.tint(words.to_owned(), &piece.readings) + &text[words.len()..];
         self.write(&tinted);
@@ -88,6 +90,17 @@ impl Listener for Silent<'_> {
     fn stop(&self) -> bool {
         self.stop.is_some_and(Stop::is_wanted)
     }
+}
+
+/// Says on a terminal that answers are being made.
+pub fn spinner(ui: Ui) -> ProgressBar {
+    if ui.quiet || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("answering twice: {pos} tokens").expect("a constant");
+    let bar = ProgressBar::new_spinner().with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
 }
 
 /// Columns that fit the terminal, or 80 characters where there is none.
