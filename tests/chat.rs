@@ -424,9 +424,9 @@ fn every_command_at_a_terminal() {
     contains(&terminal.enter("/regen"), &["can't"]);
     contains(&terminal.enter("/regen"), &["(the same"]);
 
-    contains(&terminal.enter("/meter on"), &[]);
+    terminal.enter("/meter on");
     let metered = terminal.enter("/regen");
-    contains(&metered, &["r·x at block 4, d.gguf", "min ", "mean ", "max ", "ordinary prompts", "█"]);
+    contains(&metered, &["  min ", "  mean ", "  max ", "  (block 4; harmless ", ", harmful ", "█"]);
     assert!(!metered.contains("38;5;"), "{metered:?}");
     terminal.enter("/meter colour");
     contains(&terminal.enter("/regen"), &["\x1b[1;38;5;202m"]);
@@ -469,9 +469,9 @@ fn every_command_at_a_terminal() {
     contains(&terminal.enter("/save --force d.gguf"), &["error: d.gguf: ends in neither .md"]);
 
     contains(&terminal.enter("/system"), &["(no system prompt)"]);
-    terminal.enter("/system Speak of ducks.");
-    contains(&terminal.enter("/system"), &["Speak of ducks."]);
-    terminal.enter("/system off");
+    contains(&terminal.enter("/system Speak of ducks."), &["system: Speak of ducks."]);
+    contains(&terminal.enter("/system"), &["system: Speak of ducks."]);
+    contains(&terminal.enter("/system off"), &["(no system prompt)"]);
     contains(&terminal.enter("/system"), &["(no system prompt)"]);
     contains(&terminal.enter("/ablaet on"), &["did you mean /ablate?"]);
     contains(&terminal.enter("/add much"), &["error: /add: expected C|off, found \"much\""]);
@@ -513,7 +513,7 @@ fn the_keyboard_stops_answers_and_leaves() {
     let mut terminal = Terminal::open(&folder, line, &[("NO_COLOR", "1")]);
     contains(&terminal.shown(), &["added × 0.5"]);
     let plain = terminal.enter(RESTRICTED);
-    contains(&plain, &["(cut at 4 tokens)", "r·x at block 4, d.gguf"]);
+    contains(&plain, &["(cut at 4 tokens)", "(block 4; harmless "]);
     assert!(!plain.contains("38;5;"), "{plain:?}");
     contains(&terminal.enter("/meter colour"), &["no colours"]);
     terminal.0.send_control('d').unwrap();
@@ -521,6 +521,56 @@ fn the_keyboard_stops_answers_and_leaves() {
 
     let mut refused = Terminal::open(&folder, "--json chat sample.gguf", &[]);
     contains(&refused.0.exp_eof().unwrap(), &["error: --json answers what comes through a pipe"]);
+}
+
+/// What a line of a terminal is like, whatever the machine makes of the numbers and of the ends of sentences.
+fn like(line: &str) -> String {
+    if line.contains('│') {
+        return "│".into();
+    }
+    let sign = |c: char| match c {
+        '0'..='9' => '#',
+        '▁'..='█' => '▁',
+        _ => c,
+    };
+    let mut signs: Vec<char> = line.chars().map(sign).collect();
+    signs.dedup_by(|a, b| a == b && (*a == '▁' || *a == '#'));
+    signs.into_iter().collect::<String>().split_whitespace().take(3).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn the_documented_conversation_goes_that_way() {
+    let folder = folder();
+    std::fs::rename(folder.path("sample.gguf"), folder.path("lorekeeper-7m-f16.gguf")).unwrap();
+    std::fs::rename(folder.path("d.gguf"), folder.path("direction.gguf")).unwrap();
+    let docs = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/chat.md")).unwrap();
+    let transcript = docs.split("```console\n$ ggsteer ").nth(1).unwrap().split("\n```").next().unwrap();
+    let (command, rest) = transcript.split_once('\n').unwrap();
+    let mut terminal = Terminal::open(&folder, command, &[]);
+    let mut shown = terminal.shown();
+    let mut entered = Vec::new();
+    for (i, part) in rest.split("\n> ").enumerate() {
+        let (line, told) = if i == 0 { ("", part) } else { part.split_once('\n').unwrap_or((part, "")) };
+        if line == "/quit" {
+            terminal.0.send_line(line).unwrap();
+            terminal.ended();
+            break;
+        }
+        if i > 0 {
+            entered.push(line);
+            shown = terminal.enter(line).split_once("\x1b[?2004l\r\n").unwrap().1.to_owned();
+        }
+        let shown: Vec<String> = shown.lines().map(like).collect();
+        let told: Vec<String> = told.lines().map(like).collect();
+        // A row of a table may break elsewhere.
+        let apart = |lines: &[String]| lines.iter().filter(|line| *line != "│").cloned().collect::<Vec<_>>();
+        assert_eq!(apart(&shown), apart(&told), "{line}");
+        assert_eq!(shown.iter().any(|line| line == "│"), told.iter().any(|line| line == "│"), "{line}");
+    }
+    for command in ["/ablate", "/add", "/compare", "/regen", "/meter", "/system", "/clear", "/save", "/help"]
+    {
+        assert!(entered.iter().any(|line| line.starts_with(command)), "{command} is not shown");
+    }
 }
 
 fn piped(folder: &Folder, args: &str, input: &str) -> std::process::Output {

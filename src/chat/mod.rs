@@ -68,8 +68,8 @@ pub struct Piece {
     pub readings: Vec<f32>,
 }
 
-/// What the model said.
-#[derive(Debug, Clone, PartialEq)]
+/// What the model said. The default says nothing, as one that was stopped at once.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Answer {
     /// Token by token.
     pub pieces: Vec<Piece>,
@@ -373,15 +373,7 @@ impl<'m> Chat<'m> {
         let intervention = self.directions.intervention(steering)?;
         let (session, lanes) = (&mut self.session, &mut self.lanes);
         let (lane, held) = lanes.choose(session, (steering, intervention), &prompt, max_tokens)?;
-        let mut answer = Answer {
-            pieces: Vec::new(),
-            finish: Finish::Stopped,
-            steering,
-            n_prompt_tokens,
-            n_evaluated: 0,
-            n_tokens: 0,
-            draw,
-        };
+        let mut answer = Answer { steering, n_prompt_tokens, draw, ..Answer::default() };
         let mut readings = vec![0.0; self.plan.probes.len()];
         let mut last = 0;
         for batch in prompt[held..].chunks(session.options().n_batch) {

@@ -16,7 +16,7 @@ pub struct GenerateOptions {
 }
 
 /// Why a completion ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Finish {
     /// The model ended its turn.
@@ -24,6 +24,7 @@ pub enum Finish {
     /// [`GenerateOptions::max_tokens`] were made.
     Length,
     /// It was told to stop, as [`crate::chat`] can be.
+    #[default]
     Stopped,
 }
 

@@ -31,7 +31,7 @@ const TINTS: [&str; 5] = ["1;38;5;33", "38;5;67", "", "38;5;172", "1;38;5;202"];
 struct Scale {
     name: String,
     block: usize,
-    /// Readings of ordinary and of restricted prompts, where the direction's file knows them.
+    /// Readings of the harmless and of the harmful mean, where the direction's file knows them.
     means: Option<(f64, f64)>,
     /// The least and the largest seen so far.
     seen: (f64, f64),
@@ -100,11 +100,11 @@ impl Meter {
             let per_bar = readings.len().div_ceil(WIDTH).max(1);
             let bars: String = readings.chunks(per_bar).map(|c| scale.bar(mean(c))).collect();
             let span = match scale.means {
-                Some((low, high)) => format!("▁ {low:.2}: ordinary prompts, █ {high:.2}: restricted ones"),
-                None => format!("▁ {:.2}, █ {:.2}: so far", scale.seen.0, scale.seen.1),
+                Some((low, high)) => format!("harmless {low:.2}, harmful {high:.2}"),
+                None => format!("so far {:.2} to {:.2}", scale.seen.0, scale.seen.1),
             };
-            let block = scale.block;
-            Some(format!("{bars}  {}  (r·x at block {block}, {}; {span})", figures(&readings)?, scale.name))
+            let name = if self.scales.len() > 1 { format!("{}, ", scale.name) } else { String::new() };
+            Some(format!("{bars}  {}  ({name}block {}; {span})", figures(&readings)?, scale.block))
         };
         self.scales.iter().enumerate().filter_map(line).collect()
     }
@@ -127,6 +127,9 @@ fn figures(readings: &[f64]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use ggsteer::chat::Piece;
+    use ggsteer::runtime::Finish;
+
     use super::*;
 
     fn meter(shown: Shown, means: Option<(f64, f64)>) -> Meter {
@@ -135,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_scale_runs_from_the_ordinary_to_the_restricted() {
+    fn a_known_scale_runs_from_the_harmless_to_the_harmful() {
         let known = meter(Shown::Colour, Some((-2.0, 6.0)));
         let bars: String = [-9.0, -2.0, 2.0, 6.0, 60.0].map(|x| known.scales[0].bar(x)).into_iter().collect();
         assert_eq!(bars, "▁▁▅██");
@@ -153,6 +156,24 @@ mod tests {
         running.take(&[1.0]);
         assert_eq!((running.scales[0].bar(1.0), running.scales[0].bar(3.0)), ('▁', '█'));
         assert!(running.tint("a".into(), &[3.0]).starts_with("\x1b["));
+    }
+
+    #[test]
+    fn a_line_says_what_was_read() {
+        let piece = |reading| Piece { text: "a".into(), readings: vec![reading] };
+        let pieces = (0..80).map(|i| piece(if i < 40 { 0.0 } else { 2.0 })).collect();
+        let answer = Answer { pieces, finish: Finish::Stop, ..Answer::default() };
+        let mut running = meter(Shown::Line, None);
+        answer.pieces.iter().for_each(|piece| running.take(&piece.readings));
+        let bars = "▁".repeat(20) + &"█".repeat(20);
+        let figures = "min 0.00  mean 1.00  max 2.00";
+        assert_eq!(running.lines(&answer), [format!("{bars}  {figures}  (block 4; so far 0.00 to 2.00)")]);
+        let mut two = meter(Shown::Line, Some((-1.0, 3.0)));
+        two.scales.push(two.scales[0].clone());
+        let line = format!("{}{}", "▃".repeat(20), "▆".repeat(20));
+        let line = format!("{line}  {figures}  (d, block 4; harmless -1.00, harmful 3.00)");
+        assert_eq!(two.lines(&answer), [line], "the second direction read nothing");
+        assert!(running.lines(&Answer::default()).is_empty());
     }
 
     #[test]

@@ -189,16 +189,16 @@ impl Talk<'_> {
             Command::Compare(text) => self.compare(text),
             Command::Ablate(ablate) => self.steer(Steering { ablate, ..self.chat.steering() }),
             Command::Add(scale) => self.steer(Steering { scale, ..self.chat.steering() }),
-            Command::System(None) => {
-                self.ui.note(&harmless(self.chat.system().unwrap_or("(no system prompt)")));
+            Command::System(wanted) => {
+                match wanted {
+                    None => {}
+                    Some(System::Off) => self.chat.set_system(None)?,
+                    Some(System::Text(text)) => self.chat.set_system(Some(text))?,
+                }
+                let shown =
+                    self.chat.system().map_or("(no system prompt)".into(), |s| format!("system: {s}"));
+                self.ui.note(&harmless(&shown));
                 Ok(())
-            }
-            Command::System(Some(system)) => {
-                let text = match system {
-                    System::Off => None,
-                    System::Text(text) => Some(text),
-                };
-                Ok(self.chat.set_system(text)?)
             }
             Command::Clear => {
                 self.chat.clear();
