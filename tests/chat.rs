@@ -330,10 +330,11 @@ fn each_answer_draws_anew_and_a_comparison_does_not() {
 fn a_system_prompt_that_the_template_refuses_changes_nothing() {
     let template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}\
                     {% endif %}{{ m.content }}{% endfor %}";
-    let options = ModelOptions { chat_template: Some(template.into()), ..ModelOptions::default() };
-    let model = Model::load(&samples().join("lorekeeper-7m-f16.gguf"), &options).unwrap();
+    let folder = Folder::new();
+    folder.model("strict.gguf", Spec { chat_template: Some(template.into()), ..spec() });
+    let model = Model::load(&folder.path("strict.gguf"), &ModelOptions::default()).unwrap();
     let session = Session::new(&model, SessionOptions { n_threads: 1, ..SessionOptions::default() }).unwrap();
-    let mut chat = Chat::new(session, self::options(), Directions::default(), PLAIN).unwrap();
+    let mut chat = Chat::new(session, options(), Directions::default(), PLAIN).unwrap();
     let error = chat.set_system(Some("Be brief.".into())).unwrap_err();
     assert!(error.to_string().contains("no system"), "{error}");
     assert_eq!(chat.system(), None);
@@ -525,7 +526,7 @@ fn the_keyboard_stops_answers_and_leaves() {
 
 /// What a line of a terminal is like, whatever the machine makes of the numbers and of the ends of sentences.
 fn like(line: &str) -> String {
-    if line.contains('│') {
+    if line.contains(['│', '┼']) {
         return "│".into();
     }
     let sign = |c: char| match c {

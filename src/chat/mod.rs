@@ -6,6 +6,33 @@
 //! conversation anew, once: the cache holds two steerings side by side, and goes on with each where it was left.
 //! Rejected: to keep what earlier turns left in the cache. An erased direction then lives on in their keys and values,
 //! and the same conversation gives another answer after `off` and `on`.
+//!
+//! ```
+//! use ggsteer::chat::{Chat, Directions, Listener, Named, Options, Piece, Steering};
+//! use ggsteer::direction::{Direction, Provenance};
+//! use ggsteer::intervention::Positions;
+//! use ggsteer::runtime::{Model, ModelOptions, Session, SessionOptions, sampling::Sampler};
+//!
+//! struct Print;
+//! impl Listener for Print {
+//!     fn piece(&mut self, piece: &Piece) {
+//!         println!("{:?} read {:.2}", piece.text, piece.readings[0]);
+//!     }
+//! }
+//!
+//! let model = Model::load("gguf-samples/lorekeeper-7m-f16.gguf".as_ref(), &ModelOptions::default())?;
+//! let session = Session::new(&model, SessionOptions { n_seq: 2, n_threads: 1, ..SessionOptions::default() })?;
+//! // Any vector does; one that means something comes from `Direction::load`.
+//! let direction = Direction::new(vec![1.0; model.n_embd()], 4, Provenance::default())?;
+//! let directions =
+//!     Directions::new(vec![Named { name: "ones".into(), direction }], None, Positions::All);
+//! let options = Options { max_tokens: 32, sampler: Sampler::greedy() };
+//! let mut chat = Chat::new(session, options, directions, Steering::default())?;
+//! let plain = chat.say("How do I polish a lantern?", &mut Print)?.text();
+//! let both = chat.compare(&mut Print)?;
+//! assert_eq!(both.plain.text(), plain);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod lanes;
@@ -83,8 +110,8 @@ pub struct Answer {
     pub n_evaluated: usize,
     /// Tokens of the answer.
     pub n_tokens: usize,
-    /// The seed that was its own.
-    draw: u64,
+    /// What its seed was made from beside the sampler's own: answers of one number draw alike.
+    pub draw: u64,
 }
 
 impl Answer {
@@ -122,6 +149,11 @@ pub struct Comparison {
 pub trait Listener {
     /// A token was made.
     fn piece(&mut self, piece: &Piece);
+
+    /// So many tokens of the conversation, `done` of `all` that are not in the cache, are computed; told before each batch.
+    fn reading(&mut self, done: usize, all: usize) {
+        let _ = (done, all);
+    }
 
     /// Whether the answer is to end here; asked before every token and every batch of the prompt.
     fn stop(&self) -> bool {
@@ -268,7 +300,7 @@ impl<'m> Chat<'m> {
         let answer = self.answer(user, self.steering, draw, true, listener);
         let answer = answer.inspect_err(|_| self.first = first)?;
         self.turns.push(Turn { user: user.to_owned(), answer });
-        Ok(&self.turns.last().expect("just pushed").answer)
+        Ok(&self.turns[self.turns.len() - 1].answer)
     }
 
     /// Answers the last turn again, under the steering of now and with other draws, and returns the answer that takes the
@@ -283,7 +315,7 @@ impl<'m> Chat<'m> {
             self.turns.push(turn);
             return Err(error);
         }
-        Ok(&self.turns.last().expect("just answered").answer)
+        Ok(&self.turns[self.turns.len() - 1].answer)
     }
 
     /// Answers the last turn with and without steering, with the same draws: with the steering of now or, where nothing is
@@ -380,6 +412,7 @@ impl<'m> Chat<'m> {
             if listener.stop() {
                 return Ok(answer);
             }
+            listener.reading(answer.n_evaluated, n_prompt_tokens - held);
             answer.n_evaluated += batch.len();
             let output = held + answer.n_evaluated == n_prompt_tokens;
             let mut sink = |read: Captured<'_>| note(&mut readings, read);

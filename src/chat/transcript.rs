@@ -109,19 +109,15 @@ impl Chat<'_> {
         if self.turns().is_empty() {
             return Err(ChatError::NoTurn);
         }
-        let text = match format {
-            Format::Markdown => self.markdown(),
-            Format::JsonLines => (self.turns().iter().enumerate())
-                .map(|(i, turn)| serde_json::to_string(&self.record(i, &turn.answer)))
-                .map(|line| line.expect("strings and numbers make JSON") + "\n")
-                .collect(),
-        };
         let mut out = OutputFile::create(path, force, inputs)?;
-        out.write_all(text.as_bytes()).map_err(|source| OutputError::Io {
-            path: path.to_path_buf(),
-            doing: "write it",
-            source,
-        })?;
+        let written = match format {
+            Format::Markdown => out.write_all(self.markdown().as_bytes()),
+            Format::JsonLines => (self.turns().iter().enumerate()).try_for_each(|(i, turn)| {
+                serde_json::to_writer(&mut out, &self.record(i, &turn.answer))?;
+                out.write_all(b"\n")
+            }),
+        };
+        written.map_err(|source| OutputError::Io { path: path.to_path_buf(), doing: "write it", source })?;
         Ok(out.commit()?)
     }
 

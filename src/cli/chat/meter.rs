@@ -38,15 +38,14 @@ struct Scale {
 }
 
 impl Scale {
-    /// Where a reading lies, from −1 to 1.
+    /// Where a reading lies: 0 for low, 1 for high.
     fn place(&self, reading: f64) -> f64 {
         let (low, high) = self.means.unwrap_or(self.seen);
-        let half = (high - low) / 2.0;
-        if half > 0.0 { ((reading - (low + high) / 2.0) / half).clamp(-1.0, 1.0) } else { 0.0 }
+        if high > low { ((reading - low) / (high - low)).clamp(0.0, 1.0) } else { 0.5 }
     }
 
     fn bar(&self, reading: f64) -> char {
-        BARS[((self.place(reading) + 1.0) / 2.0 * (BARS.len() - 1) as f64).round() as usize]
+        BARS[(self.place(reading) * (BARS.len() - 1) as f64).round() as usize]
     }
 }
 
@@ -87,7 +86,7 @@ impl Meter {
             return text;
         }
         let steps = (TINTS.len() - 1) as f64;
-        match TINTS[((scale.place(reading.into()) + 1.0) / 2.0 * steps).round() as usize] {
+        match TINTS[(scale.place(reading.into()) * steps).round() as usize] {
             "" => text,
             tint => format!("\x1b[{tint}m{text}\x1b[0m"),
         }

@@ -251,6 +251,8 @@ impl Talk<'_> {
             stop: self.stop.as_ref(),
             written: !self.ui.json,
             last: None,
+            ui: self.ui,
+            bar: None,
             broken: None,
         };
         let asked = ask(&mut self.chat, &mut stream);

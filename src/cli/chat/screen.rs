@@ -38,6 +38,9 @@ pub struct Stream<'a> {
     pub written: bool,
     /// The last character written.
     pub last: Option<char>,
+    pub ui: Ui,
+    /// While a long conversation is computed.
+    pub bar: Option<ProgressBar>,
     /// Why stdout takes no more.
     pub broken: Option<io::Error>,
 }
@@ -51,16 +54,34 @@ impl Stream<'_> {
         }
     }
 
+    fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
     /// Ends the last line: an answer's, be it empty, or that of one that failed.
     pub fn end(&mut self, answered: bool) {
+        self.clear();
         if self.last.map_or(answered, |last| last != '\n') {
             self.write("\n");
         }
     }
 }
 
+/// Tokens that are computed before anyone wonders.
+const SOON: usize = 512;
+
 impl Listener for Stream<'_> {
+    fn reading(&mut self, done: usize, all: usize) {
+        if all > SOON {
+            let bar = self.bar.get_or_insert_with(|| self.ui.progress(all, "reading the conversation"));
+            bar.set_position(done as u64);
+        }
+    }
+
     fn piece(&mut self, piece: &Piece) {
+        self.clear();
         self.meter.take(&piece.readings);
         let text = harmless(&piece.text);
         // A line feed stays last, for `end`.
