@@ -24,7 +24,8 @@ mod support;
 use program::{Folder, refusal, spec};
 use rexpect::session::{PtySession, spawn_command};
 use serde_json::Value as Json;
-use support::tiny::Spec;
+use support::architectures::{N_EMBD, table};
+use support::tiny::{Spec, unit};
 
 /// What the sample refuses, and what it answers.
 const RESTRICTED: &str =
@@ -656,4 +657,25 @@ fn nothing_that_a_model_says_commands_the_terminal() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains('␛') && text.contains('␍'), "it did say some: {text}");
     assert!(text.chars().all(|c| !c.is_control() || c == '\n' || c == '\t'));
+}
+
+#[test]
+fn a_state_that_does_not_go_back_goes_on_or_begins_anew() {
+    let folder = Folder::new();
+    let mamba = table::ADDED.iter().find(|spec| spec.name == "mamba").unwrap();
+    mamba.random(3).write(&folder.path("mamba.gguf")).unwrap();
+    folder.direction("d.gguf", "mamba", &unit(N_EMBD, 5));
+    // One token, which is not in the state yet when the next turn comes.
+    let args = "--json chat mamba.gguf --chat-template chatml --threads 1 -n 1 --ablate d.gguf";
+    let output = piped(&folder, args, "a\nb\n/regen\n/compare\n");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let answers: Vec<Json> = (String::from_utf8(output.stdout).unwrap().lines())
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let count = |i: usize, key: &str| answers[i][key].as_u64().unwrap();
+    assert_eq!(count(1, "n_evaluated"), count(1, "n_prompt_tokens") - count(0, "n_prompt_tokens"));
+    assert_eq!(count(2, "n_evaluated"), count(2, "n_prompt_tokens"), "its last token has gone by");
+    assert_eq!(answers[2]["answer"], answers[1]["answer"]);
+    assert_eq!(answers[4], answers[2], "the one kept");
+    assert_eq!(answers[3]["steering"]["ablate"], false);
 }
