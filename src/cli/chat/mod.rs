@@ -24,8 +24,8 @@ use super::ui::Ui;
 
 /// Talk with a model, with a direction erased or added, and see what it reads at every token
 ///
-/// Lines are turns; those that begin with / are commands, /help lists them. Through a pipe each line is a turn and the
-/// answers alone are printed; with --json an object a line.
+/// Lines are turns; those that begin with / are commands, and /help lists them. Through a
+/// pipe the answers alone are printed; with --json, an object a line.
 ///
 /// Example: ggsteer chat model.gguf --ablate direction.gguf --meter colour
 #[derive(Debug, clap::Args)]
@@ -177,11 +177,12 @@ impl Talk<'_> {
         match command {
             Command::Say(text) => self.answer(|chat, stream| chat.say(&text, stream).map(|_| ())),
             Command::Regen => {
-                let before = self.chat.turns().last().map(|turn| turn.answer.clone());
+                let last = |chat: &Chat<'_>| {
+                    chat.turns().last().map(|turn| (turn.answer.steering, turn.answer.text()))
+                };
+                let before = last(&self.chat);
                 self.answer(|chat, stream| chat.regenerate(stream).map(|_| ()))?;
-                let same = self.chat.turns().last().map(|turn| turn.answer.text())
-                    == before.as_ref().map(Answer::text);
-                if same && self.greedy {
+                if self.greedy && last(&self.chat) == before {
                     self.ui.note("(the same: without --temperature one steering gives one answer)");
                 }
                 Ok(())
