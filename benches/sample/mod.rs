@@ -55,7 +55,7 @@ pub fn contrast(model: &Model) -> Contrast {
     let mut session = session(model);
     let [harmful, harmless] = sets(model, "train");
     let n_pos = shared_positions(harmful.prompts.iter().chain(&harmless.prompts));
-    let mut mean = |set: &Set| measure(&mut session, &set.prompts, n_pos, None, &mut || ()).unwrap();
+    let mut mean = |set: &Set| measure(&mut session, &set.prompts, n_pos, None, None, &mut || ()).unwrap();
     Contrast {
         harmful: mean(&harmful),
         harmless: mean(&harmless),
@@ -73,6 +73,7 @@ pub fn choose(model: &Model, contrast: &Contrast, race: Option<Race>, seed: u64)
         markers: &Markers::default(),
         rules: Rules::default(),
         race,
+        erased: &[],
         seed,
     };
     select(&mut session(model), &request, &mut Checkpoint::none(), &mut ()).unwrap()

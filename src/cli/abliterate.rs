@@ -11,6 +11,7 @@ use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::split::{Parts, Used};
 use ggsteer::runtime::Model;
+use ggsteer::select::subspace::Subspace;
 use ggsteer::select::{Checkpoint, Choice};
 use serde::Serialize;
 
@@ -22,8 +23,8 @@ use super::calibrate::{CalibrationArgs, Prompts};
 use super::evaluate::{Base, evaluate, evaluation_table};
 use super::parts::{HeldOutArgs, used};
 use super::rewrite::{Job, RewriteArgs, Rewritten, SourceArgs, check_calibration, rewrite};
-use super::select::{Chosen, TokenArgs};
-use super::steps::{self, How, ScoringArgs};
+use super::select::{Chosen, DirectionFiles, Grown, TokenArgs};
+use super::steps::{self, How, RankArgs, ScoringArgs};
 use super::ui::Ui;
 
 /// Measure the direction, choose it, write it out of the model, and prove it, in one go
@@ -43,7 +44,7 @@ pub struct Args {
     #[command(flatten)]
     held_out: HeldOutArgs,
     /// Take this direction, in place of measuring and choosing one
-    #[arg(long, value_name = "DIRECTION", conflicts_with = "refusal_token")]
+    #[arg(long, value_name = "DIRECTION", conflicts_with_all = ["refusal_token", "rank"])]
     direction: Option<PathBuf>,
     /// Which block's direction to take from a file that holds several
     #[arg(long, value_name = "IL", requires = "direction")]
@@ -57,7 +58,7 @@ pub struct Args {
     /// Where to write the new model
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// Keep the chosen direction there
+    /// Keep the chosen direction there; further ones go beside it, as NAME.2.gguf and so on
     #[arg(long, value_name = "FILE")]
     save_direction: Option<PathBuf>,
     /// Overwrite existing outputs
@@ -76,6 +77,8 @@ pub struct Args {
     #[command(flatten)]
     scoring: ScoringArgs,
     #[command(flatten)]
+    rank: RankArgs,
+    #[command(flatten)]
     run: RunArgs,
 }
 
@@ -85,6 +88,8 @@ struct Output<'a> {
     output: String,
     prompts: Used,
     direction: Chosen,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subspace: Option<Grown<'a>>,
     before: &'a Evaluation,
     ablated: &'a Evaluation,
     after: &'a Evaluation,
@@ -101,8 +106,8 @@ impl Args {
         inputs.extend(self.calibration.paths());
         inputs.extend(self.source.source.iter().chain(&self.direction).map(PathBuf::as_path));
         let out = OutputFile::create(&self.output, self.force, &inputs)?;
-        let out_direction = (self.save_direction.as_ref())
-            .map(|path| OutputFile::create(path, self.force, &inputs))
+        let out_directions = (self.save_direction.as_ref())
+            .map(|path| DirectionFiles::create(path, self.rank.rank, self.force, &inputs))
             .transpose()?;
         if self.save_direction.as_ref() == Some(&self.output) {
             bail!("{}: both --output and --save-direction", self.output.display());
@@ -133,15 +138,15 @@ impl Args {
         }
         let tokens = self.tokens.load(&model)?;
         let how = self.scoring.how(&markers, tokens.as_ref(), self.seed);
-        let direction = if let Some(direction) = given {
-            direction
+        let (directions, subspace) = if let Some(direction) = given {
+            (vec![direction], None)
         } else {
-            find(ui, &self.run, &model, &train, &validation, how, &mut checkpoint)?.direction
+            let sets = [&train, &validation];
+            let found = find(ui, &self.run, &model, sets, self.rank.rank, how, &mut checkpoint)?;
+            (found.directions, found.subspace)
         };
-        if let Some(out) = out_direction {
-            direction.save_to(out)?;
-        }
-        let directions = std::slice::from_ref(&direction);
+        let directions = &directions[..];
+        let files = out_directions.map(|out| out.save(directions)).transpose()?.unwrap_or_default();
         let plan = self.rewrite.plan(&file, directions)?;
         let collected =
             plan.needs_calibration().is_some() && loaded.is_none() && !self.calibration.uncalibrated;
@@ -162,28 +167,29 @@ impl Args {
         let rewritten = rewrite(ui, job, out)?;
         let options = Options { max_tokens: self.max_tokens, markers, seed: self.seed, ..Options::default() };
         let written = &rewritten.report.files[0];
-        let proof = prove(ui, &self.run, &model, &direction, written, &test, &options)?;
+        let proof = prove(ui, &self.run, &model, directions, written, &test, &options)?;
         let output = Output {
             model: self.model.display().to_string(),
             output: written.display().to_string(),
             prompts,
-            direction: Chosen::of(&direction),
+            direction: Chosen::of(&directions[0]),
+            subspace: subspace.as_ref().map(|found| Grown::of(found, &files)),
             before: &proof.before.0,
             ablated: &proof.ablated.0,
             after: &proof.after.0,
             rewritten: &rewritten,
         };
         ui.print(&output, || {
-            let d = &output.direction;
+            let place = output.direction.place();
+            let further = subspace.as_ref().map_or(String::new(), steps::subspace_words);
             let rows = [
                 ("before", output.before),
                 ("run-time ablation", output.ablated),
                 ("written file", output.after),
             ];
             format!(
-                "{}{}\n{}\n{}{}written to {}\n",
+                "{}direction: {place}\n{further}{}\n{}{}written to {}\n",
                 used(&output.prompts),
-                d.words(),
                 evaluation_table(&rows),
                 rewritten.table(),
                 rewritten.summary(),
@@ -193,30 +199,43 @@ impl Args {
     }
 }
 
-/// The chosen direction with all that led to it.
+/// The chosen directions, the first one first, with all that led to them.
 pub struct Found {
     pub choice: Choice,
-    pub direction: Direction,
+    pub directions: Vec<Direction>,
+    pub subspace: Option<Subspace>,
 }
 
-/// Measures on `train` and chooses on `validation`.
+/// Measures on `train` and chooses on `validation`; with a `rank` above 1 more than one, on evidence.
 pub fn find(
     ui: Ui,
     run: &RunArgs,
     model: &Model,
-    train: &Sets,
-    validation: &Sets,
+    [train, validation]: [&Sets; 2],
+    rank: usize,
     how: How<'_>,
     checkpoint: &mut Checkpoint,
 ) -> Result<Found> {
     let sets = tokenize_both(model, train)?;
     let contrast = steps::measure(ui, run, model, [&sets[0], &sets[1]], steps::source(model, train)?, None)?;
+    let train = sets;
     let sets = tokenize_both(model, validation)?;
     let choice = steps::select(ui, run, model, &contrast, [&sets[0], &sets[1]], how, checkpoint)?;
+    let first = steps::chosen(&choice, &contrast);
+    let subspace = match &first {
+        Ok(first) if rank > 1 => {
+            let begun = (&contrast, first.clone(), rank);
+            Some(steps::grow(ui, run, model, begun, [&train, &sets], how, checkpoint)?)
+        }
+        _ => None,
+    };
     // Scoring is what takes long, and is done: what fails from here on would fail again.
     checkpoint.remove()?;
-    let direction = steps::chosen(&choice, &contrast)?;
-    Ok(Found { choice, direction })
+    let directions = match &subspace {
+        Some(found) => found.directions.clone(),
+        None => vec![first?],
+    };
+    Ok(Found { choice, directions, subspace })
 }
 
 /// The model before, under run-time ablation, and as rewritten.
@@ -233,7 +252,7 @@ pub fn prove<'m>(
     ui: Ui,
     run: &RunArgs,
     model: &'m Model,
-    direction: &Direction,
+    directions: &[Direction],
     written: &Path,
     test: &Sets,
     options: &Options,
@@ -241,7 +260,8 @@ pub fn prove<'m>(
     let test = tokenize_both(model, test)?;
     let sets = [&test[0], &test[1]];
     let base = Base::measure(ui, run, model, sets, options)?;
-    let ablation = Arc::new(Intervention::ablate(&[&direction.vector])?);
+    let vectors: Vec<&[f32]> = directions.iter().map(|d| &d.vector[..]).collect();
+    let ablation = Arc::new(Intervention::ablate(&vectors)?);
     let before = evaluate(ui, run, model, sets, None, &base, options)?;
     let ablated = evaluate(ui, run, model, sets, Some(&ablation), &base, options)?;
     let rewritten = run.load(written)?;

@@ -16,7 +16,7 @@ use ggsteer::runtime::template::ChatTemplate;
 use ggsteer::runtime::{Error, Model, ModelOptions, Prompt, Session, SessionOptions};
 use indicatif::ProgressBar;
 
-use super::ui::Ui;
+use super::ui::{Ui, warn};
 
 /// How to run a model.
 #[derive(Debug, Clone, Default, Args)]
@@ -262,6 +262,18 @@ pub fn direction(path: &Path, block: Option<usize>, model: &Model) -> Result<Dir
     Ok(direction)
 }
 
+/// A remark where one of several directions, which are to be erased together, was measured beside one that is missing.
+pub fn check_company(directions: &[Direction]) {
+    let here: Vec<String> = directions.iter().map(Direction::sha256).collect();
+    let lonely = |d: &&Direction| d.meta.erased.iter().any(|other| !here.contains(other));
+    if let Some(direction) = directions.iter().find(lonely) {
+        let (block, n) = (direction.block, direction.meta.erased.len());
+        warn(&format!(
+            "the direction of block {block} was measured with {n} others erased, which are not all given: name them too"
+        ));
+    }
+}
+
 /// The directions of an edit.
 #[derive(Debug, Clone, Args)]
 pub struct DirectionArgs {
@@ -304,7 +316,10 @@ impl DirectionArgs {
                 }
             }
         };
-        self.direction.iter().map(|path| load(path).with_context(|| path.display().to_string())).collect()
+        let load = |path| load(path).with_context(|| path.display().to_string());
+        let directions = self.direction.iter().map(load).collect::<Result<Vec<_>>>()?;
+        check_company(&directions);
+        Ok(directions)
     }
 }
 

@@ -46,6 +46,8 @@ pub struct Args {
     held_out: HeldOutArgs,
     #[command(flatten)]
     tokens: TokenArgs,
+    #[command(flatten)]
+    rules: steps::RuleArgs,
     /// Score every candidate on every prompt, also those that a bound says cannot win
     #[arg(long)]
     exhaustive: bool,
@@ -206,6 +208,7 @@ impl Args {
         let how = steps::How {
             markers: &options.markers,
             tokens: tokens.as_ref(),
+            rules: self.rules.rules(),
             seed: self.seed,
             exhaustive: self.exhaustive,
         };

@@ -14,7 +14,7 @@ use ggsteer::output::OutputFile;
 use ggsteer::prompts::PromptSet;
 use ggsteer::prompts::split::Parts;
 use ggsteer::runtime::{FileType, Model, QuantizeOptions, quantize};
-use ggsteer::select::Checkpoint;
+use ggsteer::select::{Checkpoint, Rules};
 use serde::Serialize;
 
 use super::abliterate::{find, prove};
@@ -117,9 +117,10 @@ impl Args {
         ui.note(
             "1. measure the residual stream on training prompts, choose a direction on validation prompts",
         );
-        let how = How { markers: &markers, tokens: None, seed: 0, exhaustive: false };
-        let found = find(ui, &self.run, &model, &train, &validation, how, &mut Checkpoint::none())?;
-        let direction = &found.direction;
+        let how =
+            How { markers: &markers, tokens: None, rules: Rules::default(), seed: 0, exhaustive: false };
+        let found = find(ui, &self.run, &model, [&train, &validation], 1, how, &mut Checkpoint::none())?;
+        let direction = &found.directions[0];
         direction.save(folder.join("direction.gguf"), true)?;
 
         ui.note("2. write a new file whose weights are orthogonal to it, rounded for the inputs of the training prompts");
@@ -130,7 +131,7 @@ impl Args {
 
         ui.note(&format!("3. ask the {} prompts: plain, direction erased, rewritten file, a random direction erased, direction added", self.set));
         let options = Options { max_tokens: self.max_tokens, markers, ..Options::default() };
-        let proof = prove(ui, &self.run, &model, direction, &written, &test, &options)?;
+        let proof = prove(ui, &self.run, &model, &found.directions, &written, &test, &options)?;
         let sets = [&proof.test[0], &proof.test[1]];
         let control = Arc::new(control(&Intervention::ablate(&[&direction.vector])?, 1)?);
         let control = evaluate(ui, &self.run, &model, sets, Some(&control), &proof.base, &options)?;

@@ -10,7 +10,7 @@ use ggsteer::runtime::sampling::Sampler;
 use ggsteer::runtime::{Finish, GenerateOptions, Job, Model};
 use serde::Serialize;
 
-use super::args::{RunArgs, at_least_one, direction};
+use super::args::{RunArgs, at_least_one, check_company, direction};
 use super::ui::{Ui, warn};
 
 /// Answer one prompt, with a direction erased or added
@@ -152,6 +152,7 @@ impl SteerArgs {
         {
             warn(&format!("{}: made to be added (glp.mode), and erased here", path.display()));
         }
+        check_company(&directions);
         let vectors: Vec<Vec<f32>> = directions.into_iter().map(|d| d.vector).collect();
         Ok(Some(Arc::new(Intervention::ablate(&vectors)?)))
     }
