@@ -4,6 +4,7 @@
 //! Files reach this room only through llama.cpp.
 
 mod adapter;
+mod device;
 mod generate;
 mod hook;
 mod log;
@@ -19,6 +20,9 @@ pub mod template;
 use std::path::PathBuf;
 
 pub use adapter::Stock;
+pub use device::{
+    Device, DeviceKind, Listen, connect, cpu_features, devices, exit_on_abort, ggml_version, has_rpc, serve,
+};
 pub use generate::{Completion, Finish, GenerateOptions};
 pub use hook::{CapturePlan, Captured, HookError, Sink, Site};
 pub use llama_cpp_2::token::LlamaToken as Token;
@@ -26,7 +30,13 @@ pub use log::set_verbose;
 pub(crate) use model::digest;
 pub use model::{Model, ModelOptions, Prompt, backend};
 pub use quantize::{FileType, QuantizeOptions, quantize};
-pub use session::{Item, Job, JobSink, Outputs, Session, SessionOptions, jobs};
+pub use session::{FlashAttention, Item, Job, JobSink, Outputs, Session, SessionOptions, jobs};
+
+/// As many threads as asked for, and for 0 as many as this machine lets the program use.
+#[must_use]
+pub fn threads(n: usize) -> usize {
+    if n > 0 { n } else { std::thread::available_parallelism().map_or(1, std::num::NonZero::get) }
+}
 
 /// What can go wrong between the prompt and the logits.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +44,20 @@ pub enum Error {
     /// llama.cpp could not be initialised.
     #[error("llama.cpp: {0}")]
     Backend(String),
+    /// A build without llama.cpp's RPC backend.
+    #[error(
+        "this build has no RPC backend: build with GGML_RPC=ON and GGML_RPC_RDMA=OFF in the environment, which \
+         scripts/setup.sh (`make build`) sees to"
+    )]
+    NoRpc,
+    /// A server of the RPC backend that cannot be used.
+    #[error("RPC server {server}: {why}")]
+    Rpc {
+        /// Its address as given.
+        server: String,
+        /// What is wrong, and the next step.
+        why: String,
+    },
     /// No such file.
     #[error("{}: no such file", .0.display())]
     NoFile(PathBuf),

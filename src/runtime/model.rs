@@ -17,6 +17,9 @@ use super::{Error, log};
 pub struct ModelOptions {
     /// A chat template's source, in place of the file's own.
     pub chat_template: Option<String>,
+    /// Blocks to be computed on the other devices there are (graphics cards, RPC servers), the last ones; the output
+    /// layer counts as one more. 0 for the processor alone.
+    pub gpu_layers: u32,
 }
 
 /// A GGUF model loaded by llama.cpp.
@@ -69,8 +72,7 @@ impl Model {
         if !path.is_file() {
             return Err(Error::NoFile(path.to_path_buf()));
         }
-        // On the CPU: between backends the graph holds copies, through which the hook cannot follow the stream.
-        let params = LlamaModelParams::default().with_n_gpu_layers(0);
+        let params = LlamaModelParams::default().with_n_gpu_layers(options.gpu_layers.min(i32::MAX as u32));
         log::take_complaints();
         let inner = LlamaModel::load_from_file(backend, path, &params)
             .map_err(|e| Error::Load { path: path.to_path_buf(), why: why(&e.to_string()) })?;
