@@ -24,7 +24,8 @@ pub fn did_you_mean_file(path: &Path) -> String {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return format!("; there is no folder {}", folder.display());
     };
-    let names: Vec<String> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    let names: Vec<String> =
+        entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     let word = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let near = nearest(&word, names.iter().map(String::as_str));
     near.map(|name| format!("; did you mean {}?", path.with_file_name(name).display())).unwrap_or_default()

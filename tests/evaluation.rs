@@ -49,7 +49,14 @@ fn written(spec: Spec, folder: &Path) -> (tiny::Model, Model) {
 
 /// f32 throughout; a batch holds several short sequences, or a piece of a long one.
 fn exact() -> SessionOptions {
-    SessionOptions { n_ctx: 256, n_batch: 48, n_seq: 4, n_threads: 1, exact: true, ..SessionOptions::default() }
+    SessionOptions {
+        n_ctx: 256,
+        n_batch: 48,
+        n_seq: 4,
+        n_threads: 1,
+        exact: true,
+        ..SessionOptions::default()
+    }
 }
 
 fn ids(tokens: &[Token]) -> Vec<i32> {
@@ -131,7 +138,14 @@ fn perplexity_of_the_sample_is_that_of_a_bare_context_a_chunk_at_a_time() {
         .with_n_threads_batch(1);
     let mut context = bare.new_context(backend().unwrap(), params).unwrap();
     let model = load(&path);
-    let options = SessionOptions { n_ctx: 2048, n_batch: 512, n_seq: 32, n_threads: 1, exact: false, ..SessionOptions::default() };
+    let options = SessionOptions {
+        n_ctx: 2048,
+        n_batch: 512,
+        n_seq: 32,
+        n_threads: 1,
+        exact: false,
+        ..SessionOptions::default()
+    };
     let mut session = Session::new(&model, options).unwrap();
     for text in [TEXT, &prompts] {
         let tokens = bare.vocab().tokenize(text.trim_end_matches('\n').as_bytes(), true, false);

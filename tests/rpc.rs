@@ -1,8 +1,7 @@
 //! A model on another machine's processor (a worker on loopback) is the model at home, with the hook at work in it.
 
-#[allow(dead_code)]
-mod support;
 mod program;
+mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -79,12 +78,19 @@ struct Seen {
     writer: Vec<f32>,
 }
 
-fn run(options: &ModelOptions, flash_attention: FlashAttention, intervention: Option<&Arc<Intervention>>) -> Seen {
+fn run(
+    options: &ModelOptions,
+    flash_attention: FlashAttention,
+    intervention: Option<&Arc<Intervention>>,
+) -> Seen {
     let model = Model::load(&sample(), options).unwrap();
-    let options = SessionOptions { n_ctx: 256, n_batch: 128, n_seq: 4, n_threads: 1, exact: false, flash_attention };
+    let options =
+        SessionOptions { n_ctx: 256, n_batch: 128, n_seq: 4, n_threads: 1, exact: false, flash_attention };
     let mut session = Session::new(&model, options).unwrap();
-    let prompts = ["How do I bake bread?", "Tell me about the old gate."].map(|text| model.prompt(text).unwrap());
-    let jobs = prompts.each_ref().map(|p| Job { tokens: &p.tokens, n_out: 3, intervention: intervention.cloned() });
+    let prompts =
+        ["How do I bake bread?", "Tell me about the old gate."].map(|text| model.prompt(text).unwrap());
+    let jobs =
+        prompts.each_ref().map(|p| Job { tokens: &p.tokens, n_out: 3, intervention: intervention.cloned() });
     let name = format!("blk.{}.ffn_down.weight", model.n_block() - 1);
     let plan = CapturePlan { stream: true, writer_inputs: [name].into() };
     let mut seen = Seen { logits: vec![], stream: vec![], writer: vec![] };
@@ -151,8 +157,11 @@ fn flash_attention_changes_nothing_that_matters() {
     let ablated = Arc::new(Intervention::ablate(&[direction(n_embd)]).unwrap());
     let [on, off] = [FlashAttention::On, FlashAttention::Off]
         .map(|flash| run(&ModelOptions::default(), flash, Some(&ablated)));
-    assert!(difference(&on.stream, &off.stream) <= 1e-3);
-    assert!(difference(&on.logits, &off.logits) <= 1e-3);
+    // Of the largest value: both sum in half precision, each in its own order.
+    for (on, off) in [(&on.stream, &off.stream), (&on.logits, &off.logits)] {
+        let largest = off.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+        assert!(difference(on, off) <= 1e-3 * largest);
+    }
     // And they are two ways indeed.
     assert!(on.stream != off.stream, "flash attention was not taken");
 }
@@ -167,7 +176,8 @@ fn the_program_uses_the_worker_and_says_the_same() {
         command.args(["generate", sample().to_str().unwrap(), "-p", "How do I bake bread?"]);
         command.args(["-n", "12", "--threads", "1", "--ablate", "d.gguf", "-v"]).args(more);
         let output = command.output().unwrap();
-        let [stdout, stderr] = [output.stdout, output.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
+        let [stdout, stderr] =
+            [output.stdout, output.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
         assert!(output.status.success(), "{stderr}");
         (stdout, stderr)
     };
@@ -177,7 +187,8 @@ fn the_program_uses_the_worker_and_says_the_same() {
     assert_eq!(home, there);
     // llama.cpp's own account of where the weights are: nearly all of the 14 MiB.
     let line = log.lines().find(|line| line.contains("RPC0") && line.contains("model buffer size"));
-    let size = line.and_then(|line| line.split('=').nth(1)?.trim().trim_end_matches(" MiB").parse::<f64>().ok());
+    let size =
+        line.and_then(|line| line.split('=').nth(1)?.trim().trim_end_matches(" MiB").parse::<f64>().ok());
     assert!(size.is_some_and(|mib| mib > 8.0), "{line:?}\n{log}");
     let (_, log) = ask(&["--rpc", &worker.address, "-ngl", "0"]);
     let blocks = log.lines().any(|line| line.contains("RPC0") && line.contains("model buffer size"));

@@ -9,6 +9,7 @@ use ggsteer::direction::Direction;
 use ggsteer::evaluate::refusals::Markers;
 use ggsteer::evaluate::run::Set;
 use ggsteer::gguf::{GgufFile, ModelSummary};
+use ggsteer::near::did_you_mean;
 pub use ggsteer::prompts::Sets;
 use ggsteer::prompts::hub::Hub;
 use ggsteer::prompts::{self, PromptSet};
@@ -87,15 +88,22 @@ impl RunArgs {
             None => None,
             Some(name) => Some(match ChatTemplate::builtin(name) {
                 Some(source) => source.to_string(),
-                None => std::fs::read_to_string(name).with_context(|| {
-                    let names = ChatTemplate::builtin_names().collect::<Vec<_>>().join(", ");
-                    format!("--chat-template {name}: neither a built-in name ({names}) nor a readable file")
+                None => std::fs::read_to_string(name).map_err(|error| {
+                    let names: Vec<&str> = ChatTemplate::builtin_names().collect();
+                    let near = did_you_mean(name, names.iter().copied());
+                    let names = names.join(", ");
+                    anyhow!("--chat-template {name}: neither a built-in name ({names}) nor a readable file ({error}){near}")
                 })?,
             }),
         };
         let options = self.model_options(chat_template)?;
         // Of a split model, the first part is the one that llama.cpp loads.
-        Model::load(file.path(), &options).map_err(|error| match (&error, &self.chat_template) {
+        let bar = Ui::current().part("loading");
+        let shown = bar.clone();
+        let model =
+            Model::load_with(file.path(), &options, move |part| shown.set_position((part * 1e3) as u64));
+        bar.finish_and_clear();
+        model.map_err(|error| match (&error, &self.chat_template) {
             (Error::Template(_), Some(name)) => anyhow!("--chat-template {name}: {error}"),
             (Error::Template(_), None) => anyhow!("{}: {error}", path.display()),
             _ => error.into(),

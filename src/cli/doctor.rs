@@ -74,7 +74,7 @@ impl Args {
         let devices = runtime::devices()?;
         let mut checks = build(&devices)?;
         if let Some(path) = &self.model {
-            self.model(path, &mut checks);
+            self.model(ui, path, &mut checks);
         }
         let output = Output { checks, devices };
         ui.print(&output, || output.text())?;
@@ -85,7 +85,7 @@ impl Args {
         Ok(())
     }
 
-    fn model(&self, path: &Path, checks: &mut Vec<Check>) {
+    fn model(&self, ui: Ui, path: &Path, checks: &mut Vec<Check>) {
         let read = GgufFile::open(path).map_err(anyhow::Error::from);
         let read = read.and_then(|file| Ok((ModelSummary::new(&file)?, file)));
         let (summary, file) = match read {
@@ -107,7 +107,9 @@ impl Args {
         ));
         checks.push(match arch::coverage(&file).map_err(|e| e.to_string()) {
             Ok(coverage) => match coverage.problem() {
-                None => Check::ok("rewriting", format!("{} matrices write the stream", coverage.writers.len())),
+                None => {
+                    Check::ok("rewriting", format!("{} matrices write the stream", coverage.writers.len()))
+                }
                 Some(problem) => Check::warn(
                     "rewriting",
                     problem.to_string(),
@@ -129,9 +131,11 @@ impl Args {
         if too_large {
             return;
         }
-        checks.push(match self.speed(path) {
+        checks.push(match self.speed(ui, path) {
             Ok(speed) => Check::ok("speed", format!("{speed:.1} tokens/s, one answer at a time")),
-            Err(error) => Check::error("speed", format!("{error:#}"), "run with -v for llama.cpp's own words"),
+            Err(error) => {
+                Check::error("speed", format!("{error:#}"), "run with -v for llama.cpp's own words")
+            }
         });
     }
 
@@ -153,7 +157,11 @@ impl Args {
             bytes(logits)
         );
         let Some(free) = available() else {
-            return Check::warn("memory", parts, "this system does not say how much is free: see for yourself");
+            return Check::warn(
+                "memory",
+                parts,
+                "this system does not say how much is free: see for yourself",
+            );
         };
         let found = format!("{parts}; {} free", bytes(free));
         let next = "take a smaller quantization, lower --ctx or --batch, or lend a second machine with --rpc";
@@ -167,7 +175,7 @@ impl Args {
     }
 
     /// Tokens a second of one answer.
-    fn speed(&self, path: &Path) -> Result<f64> {
+    fn speed(&self, ui: Ui, path: &Path) -> Result<f64> {
         let model = self.run.load(path)?;
         let mut tokens = model.tokenize_text("Once upon a time there was a");
         tokens.truncate(8);
@@ -180,9 +188,11 @@ impl Args {
             Ok((done[0].tokens.len().max(1), start.elapsed().as_secs_f64()))
         };
         // Reads the weights in.
+        let bar = ui.busy("measuring the speed");
         ask(1)?;
         let (_, first) = ask(1)?;
         let (n, all) = ask(MEASURED)?;
+        bar.finish_and_clear();
         Ok(if n > 1 { (n - 1) as f64 / (all - first).max(1e-9) } else { 1.0 / first.max(1e-9) })
     }
 }
@@ -193,7 +203,8 @@ fn cache_width(summary: &ModelSummary, file: &GgufFile) -> u64 {
     let number = |key: &str| file.get_u64(&format!("{arch}.{key}")).ok();
     let heads = number("attention.head_count").unwrap_or(1).max(1);
     let own = summary.n_embd / heads;
-    let width = number("attention.key_length").unwrap_or(own) + number("attention.value_length").unwrap_or(own);
+    let width =
+        number("attention.key_length").unwrap_or(own) + number("attention.value_length").unwrap_or(own);
     // One number for all blocks, or one for each.
     let kv_heads = match file.get(&format!("{arch}.attention.head_count_kv")) {
         Some(Value::Array(Array::I32(each))) => each.iter().map(|&n| u64::from(n.unsigned_abs())).sum(),
@@ -209,13 +220,12 @@ fn build(devices: &[Device]) -> Result<Vec<Check>> {
     let (ggml, commit) = runtime::ggml_version();
     let features = runtime::cpu_features()?;
     let on = |name: &str| features.iter().any(|(feature, value)| feature == name && value != "0");
-    let mut checks = vec![Check::ok(
-        "version",
-        format!("ggsteer {}, ggml {ggml} ({commit})", env!("CARGO_PKG_VERSION")),
-    )];
+    let mut checks =
+        vec![Check::ok("version", format!("ggsteer {}, ggml {ggml} ({commit})", env!("CARGO_PKG_VERSION")))];
 
     let used: Vec<&str> = features.iter().filter(|f| f.1 != "0").map(|f| f.0.as_str()).collect();
-    let unused: Vec<&str> = processor().into_iter().filter(|&(name, has)| has && !on(name)).map(|f| f.0).collect();
+    let unused: Vec<&str> =
+        processor().into_iter().filter(|&(name, has)| has && !on(name)).map(|f| f.0).collect();
     let found = format!("ggml uses {}", used.join(" "));
     checks.push(if unused.is_empty() {
         Check::ok("processor", found)
@@ -240,7 +250,8 @@ fn build(devices: &[Device]) -> Result<Vec<Check>> {
     let list: Vec<String> = devices
         .iter()
         .map(|d| {
-            let memory = if d.memory_total > 0 { format!(", {}", bytes(d.memory_total)) } else { String::new() };
+            let memory =
+                if d.memory_total > 0 { format!(", {}", bytes(d.memory_total)) } else { String::new() };
             format!("{} ({}{memory})", d.name, d.description)
         })
         .collect();
@@ -276,7 +287,12 @@ fn processor() -> Vec<(&'static str, bool)> {
 #[cfg(target_arch = "aarch64")]
 fn processor() -> Vec<(&'static str, bool)> {
     use std::arch::is_aarch64_feature_detected as has;
-    vec![("NEON", has!("neon")), ("DOTPROD", has!("dotprod")), ("MATMUL_INT8", has!("i8mm")), ("SVE", has!("sve"))]
+    vec![
+        ("NEON", has!("neon")),
+        ("DOTPROD", has!("dotprod")),
+        ("MATMUL_INT8", has!("i8mm")),
+        ("SVE", has!("sve")),
+    ]
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]

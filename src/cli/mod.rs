@@ -87,6 +87,7 @@ impl Cli {
         ggsteer::runtime::set_verbose(self.verbose);
         ggsteer::runtime::exit_on_abort();
         let ui = Ui { json: self.json, quiet: self.quiet };
+        ui.set_current();
         match self.command {
             Command::Inspect(args) => args.run(ui),
             Command::Extract(args) => args.run(ui),

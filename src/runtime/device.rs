@@ -3,7 +3,7 @@
 //! ggml ends the whole program where an RPC server cannot be reached or answers in another tongue, so each server is
 //! greeted here first: a connection with a time limit, and the HELLO that every version of the protocol begins with.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -62,7 +62,9 @@ pub struct Device {
 pub fn devices() -> Result<Vec<Device>, Error> {
     backend()?;
     // SAFETY: the registry is there once llama.cpp is initialised; every index below the count has a device.
-    Ok(unsafe { (0..sys::ggml_backend_dev_count()).map(|i| describe(sys::ggml_backend_dev_get(i))).collect() })
+    Ok(unsafe {
+        (0..sys::ggml_backend_dev_count()).map(|i| describe(sys::ggml_backend_dev_get(i))).collect()
+    })
 }
 
 /// # Safety
@@ -168,17 +170,17 @@ fn rpc_function(name: &CStr) -> Result<*mut std::ffi::c_void, Error> {
 /// A build without the RPC backend; an address that cannot be reached; one at which no server of this protocol version
 /// answers; more devices than ggml can hold.
 pub fn connect(server: &str) -> Result<(), Error> {
-    static CONNECTED: Mutex<BTreeMap<SocketAddr, ()>> = Mutex::new(BTreeMap::new());
+    static CONNECTED: Mutex<BTreeSet<SocketAddr>> = Mutex::new(BTreeSet::new());
     let add = rpc_function(c"ggml_backend_rpc_add_server")?;
     let address = resolve(server)?;
     let mut connected = CONNECTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if connected.contains_key(&address) {
+    if connected.contains(&address) {
         return Ok(());
     }
     let failed = |why: String| Error::Rpc { server: server.to_owned(), why };
     greet(address).map_err(failed)?;
-    // The address, not the name: ggml looks names up once more, and puts what it is given into the names of tensors.
-    let endpoint = CString::new(address.to_string()).expect("an address has no NUL");
+    // Not the name: ggml would look it up once more, and puts what it is given into the names of tensors.
+    let endpoint = endpoint(address);
     // SAFETY: the type that ggml-rpc.h gives for this name; a server that has just answered is there.
     let registry = unsafe {
         let add: unsafe extern "C" fn(*const c_char) -> sys::ggml_backend_reg_t = std::mem::transmute(add);
@@ -194,7 +196,7 @@ pub fn connect(server: &str) -> Result<(), Error> {
     }
     // SAFETY: as above.
     unsafe { sys::ggml_backend_register(registry) };
-    connected.insert(address, ());
+    connected.insert(address);
     Ok(())
 }
 
@@ -208,6 +210,11 @@ fn resolve(server: &str) -> Result<SocketAddr, Error> {
     let found = (host, port).to_socket_addrs().map_err(|e| failed(format!("no such host: {e}")))?;
     let address = found.into_iter().find(SocketAddr::is_ipv4);
     address.ok_or_else(|| failed("the host has no IPv4 address, and llama.cpp's RPC takes no other".into()))
+}
+
+/// An address as ggml takes it.
+fn endpoint(address: SocketAddr) -> CString {
+    CString::new(address.to_string()).expect("an address has no NUL")
 }
 
 /// Says hello as ggml would, with a time limit.
@@ -260,8 +267,10 @@ impl Listen {
     pub fn new(listen: &str) -> Result<Self, Error> {
         rpc_function(c"ggml_backend_rpc_start_server")?;
         let address = resolve(listen)?;
-        TcpListener::bind(address)
-            .map_err(|e| Error::Rpc { server: listen.to_owned(), why: format!("cannot listen there: {e}") })?;
+        TcpListener::bind(address).map_err(|e| Error::Rpc {
+            server: listen.to_owned(),
+            why: format!("cannot listen there: {e}"),
+        })?;
         Ok(Self(address))
     }
 
@@ -297,7 +306,7 @@ pub fn serve(listen: Listen, n_threads: usize) -> Result<std::convert::Infallibl
         all.into_iter().partition(|d| kind(d) == sys::GGML_BACKEND_DEVICE_TYPE_CPU);
     gpu.retain(|d| kind(d) != sys::GGML_BACKEND_DEVICE_TYPE_ACCEL);
     let served = if gpu.is_empty() { &mut cpu } else { &mut gpu };
-    let endpoint = CString::new(listen.0.to_string()).expect("an address has no NUL");
+    let endpoint = endpoint(listen.0);
     let n_threads = super::threads(n_threads);
     // SAFETY: the type that ggml-rpc.h gives for this name; the devices are `served.len()` registered ones.
     unsafe {
@@ -379,7 +388,8 @@ mod tests {
     #[test]
     fn only_a_host_and_a_port_are_an_address() {
         assert_eq!(resolve("127.0.0.1:50052").unwrap(), "127.0.0.1:50052".parse().unwrap());
-        for bad in ["", "127.0.0.1", "127.0.0.1:", "127.0.0.1:0", ":50052", "127.0.0.1:70000", "[::1]:50052"] {
+        for bad in ["", "127.0.0.1", "127.0.0.1:", "127.0.0.1:0", ":50052", "127.0.0.1:70000", "[::1]:50052"]
+        {
             let error = resolve(bad).unwrap_err().to_string();
             assert!(error.starts_with(&format!("RPC server {bad}: ")), "{bad}: {error}");
         }

@@ -29,7 +29,7 @@ pub use llama_cpp_2::token::LlamaToken as Token;
 pub use log::set_verbose;
 pub(crate) use model::digest;
 pub use model::{Model, ModelOptions, Prompt, backend};
-pub use quantize::{FileType, QuantizeOptions, quantize};
+pub use quantize::{FileType, QuantizeOptions, quantize, quantize_with};
 pub use session::{FlashAttention, Item, Job, JobSink, Outputs, Session, SessionOptions, jobs};
 
 /// As many threads as asked for, and for 0 as many as this machine lets the program use.

@@ -68,11 +68,28 @@ impl Model {
     /// # Errors
     /// Not loadable by llama.cpp, an embedding-only model, a chat template that does not compile.
     pub fn load(path: &Path, options: &ModelOptions) -> Result<Self, Error> {
+        Self::load_with(path, options, |_| ())
+    }
+
+    /// As [`Model::load`]; `progress` is told what part is loaded, 0 to 1.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_with(
+        path: &Path,
+        options: &ModelOptions,
+        mut progress: impl FnMut(f32) + 'static,
+    ) -> Result<Self, Error> {
         let backend = backend()?;
         if !path.is_file() {
             return Err(Error::NoFile(path.to_path_buf()));
         }
-        let params = LlamaModelParams::default().with_n_gpu_layers(options.gpu_layers.min(i32::MAX as u32));
+        let params = LlamaModelParams::default()
+            .with_n_gpu_layers(options.gpu_layers.min(i32::MAX as u32))
+            .with_progress_callback(move |part| {
+                progress(part);
+                true
+            });
         log::take_complaints();
         let inner = LlamaModel::load_from_file(backend, path, &params)
             .map_err(|e| Error::Load { path: path.to_path_buf(), why: why(&e.to_string()) })?;

@@ -54,7 +54,14 @@ pub enum FlashAttention {
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { n_ctx: 2048, n_batch: 512, n_seq: 32, n_threads: 0, exact: false, flash_attention: FlashAttention::Auto }
+        Self {
+            n_ctx: 2048,
+            n_batch: 512,
+            n_seq: 32,
+            n_threads: 0,
+            exact: false,
+            flash_attention: FlashAttention::Auto,
+        }
     }
 }
 

@@ -44,7 +44,7 @@ pub fn parse() -> Result<Cli> {
         incomplete.unwrap_or_else(|| Cli::command().error(ErrorKind::MissingSubcommand, "no command")).exit()
     };
     if WITHOUT.contains(&words.as_str()) {
-        return finish(Cli::command().try_get_matches_from(&args), &incomplete, &[]);
+        return finish(Cli::command().try_get_matches_from(&args), incomplete.as_ref(), &[]);
     }
     let file = own.try_get_one::<std::path::PathBuf>("config").ok().flatten().cloned();
     let file = file.or_else(|| std::env::var_os("GGSTEER_CONFIG").filter(|f| !f.is_empty()).map(Into::into));
@@ -52,7 +52,9 @@ pub fn parse() -> Result<Cli> {
     let table = words.split(' ').next().unwrap_or_default();
     let mut given = choose(&settings, table, command, own, &off);
     drop_unsupported(&args, &mut given, incomplete.as_ref());
-    let cli = finish(Cli::command().try_get_matches_from(with(&args, &given)), &incomplete, &given)?;
+    let mut cli =
+        finish(Cli::command().try_get_matches_from(with(&args, &given)), incomplete.as_ref(), &given)?;
+    cli.config = file;
     if !cli.quiet {
         for origin in settings.origins().filter(|o| matches!(o, Origin::Project(_) | Origin::User(_))) {
             let keys: Vec<&str> =
@@ -95,7 +97,8 @@ fn preprocess(root: &Command, args: Vec<OsString>) -> (Vec<OsString>, HashSet<St
 fn running<'a>(root: &'a Command, matches: &'a ArgMatches) -> Option<(String, &'a Command, &'a ArgMatches)> {
     let (mut words, mut command, mut own) = (String::new(), root, matches);
     while let Some((name, below)) = own.subcommand() {
-        words = format!("{words} {name}").trim_start().to_owned();
+        words += if words.is_empty() { "" } else { " " };
+        words += name;
         command = command.find_subcommand(name)?;
         own = below;
     }
@@ -120,7 +123,9 @@ fn choose<'a>(
         let mut more = Vec::new();
         for arg in command.get_arguments().filter(|arg| is_setting(arg)) {
             let key = arg.get_long().unwrap_or_default();
-            let Some((_, values)) = settings.of(table, key).find(|(from, _)| *from == origin) else { continue };
+            let Some((_, values)) = settings.of(table, key).find(|(from, _)| *from == origin) else {
+                continue;
+            };
             let settled = taken.iter().any(|t| t.get_id() == arg.get_id() || excludes(command, t, arg));
             if settled || off.contains(key) {
                 continue;
@@ -161,8 +166,10 @@ fn drop_unsupported(args: &[OsString], given: &mut Vec<Given<'_>>, incomplete: O
     given.retain(|one| {
         let alone = Cli::command().try_get_matches_from(with(args, std::slice::from_ref(one)));
         let needed = alone.err().map(|error| missing(&error)).unwrap_or_default();
-        let needed: Vec<String> =
-            needed.into_iter().filter(|name| !missing_anyway.contains(name) && !keys.contains(name)).collect();
+        let needed: Vec<String> = needed
+            .into_iter()
+            .filter(|name| !missing_anyway.contains(name) && !keys.contains(name))
+            .collect();
         if !needed.is_empty() {
             let Given { key, origin, .. } = one;
             warn(&format!("{key} of {origin} is left out: it needs {}", needed.join(" and ")));
@@ -185,7 +192,11 @@ fn missing(error: &Error) -> Vec<String> {
 }
 
 /// The parsed command; clap's own complaint where it is about the command line alone.
-fn finish(matches: Result<ArgMatches, Error>, incomplete: &Option<Error>, given: &[Given<'_>]) -> Result<Cli> {
+fn finish(
+    matches: Result<ArgMatches, Error>,
+    incomplete: Option<&Error>,
+    given: &[Given<'_>],
+) -> Result<Cli> {
     match matches.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
         Ok(cli) => Ok(cli),
         Err(error) if given.is_empty() || incomplete.is_some() => error.exit(),

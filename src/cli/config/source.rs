@@ -190,7 +190,9 @@ fn convert(arg: &Arg, value: &Value) -> Result<Values, String> {
         Value::String(text) => Ok(text.clone()),
         Value::Integer(n) if !is_text(arg) => Ok(n.to_string()),
         Value::Float(x) if !is_text(arg) => Ok(x.to_string()),
-        other => Err(wrong(if is_text(arg) { "text in quotes" } else { "a number or text in quotes" }, other)),
+        other => {
+            Err(wrong(if is_text(arg) { "text in quotes" } else { "a number or text in quotes" }, other))
+        }
     });
     let texts = texts.collect::<Result<Values, String>>()?;
     texts.iter().try_for_each(|text| check(arg, text))?;
