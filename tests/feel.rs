@@ -4,7 +4,9 @@ mod program;
 mod support;
 
 use std::fs;
+use std::sync::{Arc, Mutex};
 
+use ggsteer::runtime::{FileType, Model, ModelOptions, QuantizeOptions, quantize_with};
 use program::{Folder, refusal};
 use serde_json::Value;
 use support::tiny;
@@ -281,4 +283,30 @@ fn colours_are_left_out_where_nobody_wants_them() {
     assert!(help(&[("CLICOLOR_FORCE", "1")]));
     assert!(!help(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]));
     assert!(!help(&[]));
+}
+
+#[test]
+fn loading_and_quantizing_say_how_far_they_are() {
+    let folder = Folder::new();
+    let parts: Arc<Mutex<Vec<f32>>> = Arc::default();
+    let seen = Arc::clone(&parts);
+    let path = folder.path("model.gguf");
+    let model =
+        Model::load_with(&path, &ModelOptions::default(), move |part| seen.lock().unwrap().push(part))
+            .unwrap();
+    let parts = parts.lock().unwrap();
+    assert!(parts.is_sorted() && parts.last() == Some(&1.0), "{parts:?}");
+    drop(model);
+
+    let counts: Arc<Mutex<Vec<(u64, u64)>>> = Arc::default();
+    let seen = Arc::clone(&counts);
+    let options = QuantizeOptions { n_threads: 1, ..QuantizeOptions::default() };
+    let file_type = FileType::from_name("Q8_0").unwrap();
+    quantize_with(&path, &folder.path("q8.gguf"), file_type, &options, move |tensor, n| {
+        seen.lock().unwrap().push((tensor, n));
+    })
+    .unwrap();
+    let n = ggsteer::gguf::GgufFile::open(&path).unwrap().tensors().len() as u64;
+    let expected: Vec<(u64, u64)> = (1..=n).map(|tensor| (tensor, n)).collect();
+    assert_eq!(*counts.lock().unwrap(), expected);
 }

@@ -141,7 +141,8 @@ fn a_worker_computes_what_this_machine_does_with_ablation_and_addition_on() {
 
     // All blocks there, or the last two, so that the stream crosses over in the middle.
     for gpu_layers in [u32::MAX, 3] {
-        let options = ModelOptions { gpu_layers, ..ModelOptions::default() };
+        let options =
+            ModelOptions { gpu_layers, devices: vec![remote[0].name.clone()], ..ModelOptions::default() };
         for (home, intervention) in home.iter().zip(interventions) {
             let there = run(&options, FlashAttention::Auto, intervention);
             assert!(difference(&home.logits, &there.logits) <= 1e-3, "{gpu_layers} {intervention:?}");
@@ -190,6 +191,8 @@ fn the_program_uses_the_worker_and_says_the_same() {
     let size =
         line.and_then(|line| line.split('=').nth(1)?.trim().trim_end_matches(" MiB").parse::<f64>().ok());
     assert!(size.is_some_and(|mib| mib > 8.0), "{line:?}\n{log}");
+    let line = format!("generate model.gguf -p hello --rpc {} --device RPC1", worker.address);
+    folder.refuses(&line, &["no device RPC1", "RPC0", "ggsteer doctor"]);
     let (_, log) = ask(&["--rpc", &worker.address, "-ngl", "0"]);
     let blocks = log.lines().any(|line| line.contains("RPC0") && line.contains("model buffer size"));
     assert!(!blocks, "{log}");

@@ -39,11 +39,13 @@ pub struct RunArgs {
     #[arg(short = 'c', long, visible_alias = "ctx-size", value_name = "N",
         value_parser = clap::value_parser!(u32).range(..=1 << 24))]
     pub ctx: Option<u32>,
-    /// Blocks to compute on graphics cards and --rpc servers where there are any, the last ones: a number or all
-    /// (also -ngl) [default: all]
-    #[arg(long, visible_alias = "n-gpu-layers", value_name = "N|all", default_value = "all", hide_default_value = true,
-        value_parser = gpu_layers)]
-    pub gpu_layers: u32,
+    /// Blocks to compute on graphics cards and --rpc servers, the last ones: a number or all (also -ngl) [default: all with
+    /// --rpc and in a build for graphics cards, else 0]
+    #[arg(long, visible_alias = "n-gpu-layers", value_name = "N|all", value_parser = gpu_layers)]
+    pub gpu_layers: Option<u32>,
+    /// Compute them on these devices alone, by the names that `ggsteer doctor` lists
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub device: Vec<String>,
     /// Flash attention (also -fa): auto takes it where llama.cpp can
     #[arg(long, value_name = "on|off|auto", value_enum, default_value_t = FlashArg::Auto, hide_possible_values = true)]
     pub flash_attn: FlashArg,
@@ -115,7 +117,11 @@ impl RunArgs {
         for server in &self.rpc {
             connect(server).context("--rpc")?;
         }
-        Ok(ModelOptions { chat_template, gpu_layers: self.gpu_layers })
+        // Not where llama.cpp brings a backend that nobody asked for, as on a Mac.
+        let others =
+            !self.rpc.is_empty() || cfg!(any(feature = "cuda", feature = "metal", feature = "vulkan"));
+        let gpu_layers = self.gpu_layers.unwrap_or(if others { u32::MAX } else { 0 });
+        Ok(ModelOptions { chat_template, gpu_layers, devices: self.device.clone() })
     }
 
     /// A context in which `n_seq` sequences of up to `longest` tokens fit; refused before any memory is taken where one

@@ -133,7 +133,8 @@ pub fn near_file(error: &str) -> String {
     if !error.to_lowercase().contains("no such file") {
         return String::new();
     }
-    let args = std::env::args().skip(1).map(|arg| match arg.split_once('=') {
+    let args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    let args = args.map(|arg| match arg.split_once('=') {
         Some((option, value)) if option.starts_with('-') => value.to_owned(),
         _ => arg,
     });

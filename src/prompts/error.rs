@@ -45,7 +45,7 @@ pub enum PromptError {
         split: String,
     },
     /// The split is not there.
-    #[error("{at}: no split \"{split}\", found {}", found.join(", "))]
+    #[error("{at}: no split \"{split}\", found {}{}", found.join(", "), near(split, found))]
     UnknownSplit {
         /// The folder or dataset.
         at: String,
@@ -187,10 +187,10 @@ pub enum PromptError {
 /// The known formats, for people.
 pub(super) const FORMATS: &str = "txt, csv, tsv, json, jsonl or parquet";
 
-fn near(column: &str, found: &[String]) -> String {
+fn near(name: &str, found: &[String]) -> String {
     // A column of that name may be there, with something else in it.
-    let others = found.iter().map(String::as_str).filter(|other| *other != column);
-    crate::near::did_you_mean(column, others)
+    let others = found.iter().map(String::as_str).filter(|other| *other != name);
+    crate::near::did_you_mean(name, others)
 }
 
 fn list(columns: &[String]) -> String {

@@ -14,6 +14,7 @@ use llama_cpp_sys_2 as sys;
 use serde::Serialize;
 
 use super::{Error, backend};
+use crate::near::did_you_mean;
 
 /// How long a server may take to accept a connection and to say hello.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -64,6 +65,21 @@ pub fn devices() -> Result<Vec<Device>, Error> {
     // SAFETY: the registry is there once llama.cpp is initialised; every index below the count has a device.
     Ok(unsafe {
         (0..sys::ggml_backend_dev_count()).map(|i| describe(sys::ggml_backend_dev_get(i))).collect()
+    })
+}
+
+/// Where a device of this name, other than the processor, stands in ggml's list.
+pub(super) fn place(name: &str) -> Result<usize, Error> {
+    let all = devices()?;
+    let is_other = |d: &&Device| d.kind == DeviceKind::Gpu;
+    let others = || all.iter().filter(is_other).map(|d| d.name.as_str());
+    let named = |d: &Device| is_other(&d) && d.name.eq_ignore_ascii_case(name);
+    all.iter().position(named).ok_or_else(|| {
+        let hint = match others().collect::<Vec<_>>().join(", ") {
+            none if none.is_empty() => "this build has found none".into(),
+            names => format!("there are {names}{}", did_you_mean(name, others())),
+        };
+        Error::NoDevice { name: name.to_owned(), hint }
     })
 }
 

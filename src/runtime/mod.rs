@@ -50,6 +50,14 @@ pub enum Error {
          scripts/setup.sh (`make build`) sees to"
     )]
     NoRpc,
+    /// A device that is not there.
+    #[error("no device {name}: {hint}; `ggsteer doctor` lists them")]
+    NoDevice {
+        /// Its name as given.
+        name: String,
+        /// The names there are.
+        hint: String,
+    },
     /// A server of the RPC backend that cannot be used.
     #[error("RPC server {server}: {why}")]
     Rpc {

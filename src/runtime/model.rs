@@ -10,7 +10,7 @@ use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::token_type::LlamaTokenAttr;
 
 use super::template::{ChatTemplate, Message, Role, Segment};
-use super::{Error, log};
+use super::{Error, device, log};
 
 /// How to load a model.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +20,8 @@ pub struct ModelOptions {
     /// Blocks to be computed on the other devices there are (graphics cards, RPC servers), the last ones; the output
     /// layer counts as one more. 0 for the processor alone.
     pub gpu_layers: u32,
+    /// The devices for them, by the names of [`super::devices`]; all there are where none is named.
+    pub devices: Vec<String>,
 }
 
 /// A GGUF model loaded by llama.cpp.
@@ -84,7 +86,13 @@ impl Model {
         if !path.is_file() {
             return Err(Error::NoFile(path.to_path_buf()));
         }
-        let params = LlamaModelParams::default()
+        let mut params = LlamaModelParams::default();
+        if !options.devices.is_empty() {
+            let places =
+                options.devices.iter().map(|name| device::place(name)).collect::<Result<Vec<_>, _>>()?;
+            params = params.with_devices(&places).map_err(|e| Error::Backend(e.to_string()))?;
+        }
+        let params = params
             .with_n_gpu_layers(options.gpu_layers.min(i32::MAX as u32))
             .with_progress_callback(move |part| {
                 progress(part);
