@@ -199,6 +199,8 @@ fn the_program_uses_the_worker_and_says_the_same() {
 
     let [doctor, _] = folder.accepts(&format!("doctor --rpc {}", worker.address));
     assert!(doctor.contains("RPC0") && doctor.contains(&worker.address), "{doctor}");
+    let [doctor, _] = folder.accepts(&format!("doctor model.gguf --threads 1 --rpc {}", worker.address));
+    assert!(doctor.contains("on other devices"), "{doctor}");
 }
 
 #[test]

@@ -117,11 +117,21 @@ impl RunArgs {
         for server in &self.rpc {
             connect(server).context("--rpc")?;
         }
+        Ok(ModelOptions { chat_template, gpu_layers: self.layers(), devices: self.device.clone() })
+    }
+
+    fn layers(&self) -> u32 {
         // Not where llama.cpp brings a backend that nobody asked for, as on a Mac.
-        let others =
+        let asked =
             !self.rpc.is_empty() || cfg!(any(feature = "cuda", feature = "metal", feature = "vulkan"));
-        let gpu_layers = self.gpu_layers.unwrap_or(if others { u32::MAX } else { 0 });
-        Ok(ModelOptions { chat_template, gpu_layers, devices: self.device.clone() })
+        self.gpu_layers.unwrap_or(if asked { u32::MAX } else { 0 })
+    }
+
+    /// Whether blocks are computed on a device of this name, where there is one.
+    pub fn takes(&self, device: &str) -> bool {
+        let named =
+            self.device.is_empty() || self.device.iter().any(|name| name.eq_ignore_ascii_case(device));
+        self.layers() > 0 && named
     }
 
     /// A context in which `n_seq` sequences of up to `longest` tokens fit; refused before any memory is taken where one

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use ggsteer::arch;
 use ggsteer::gguf::{Array, GgufFile, ModelSummary, Value};
 use ggsteer::runtime::sampling::Sampler;
-use ggsteer::runtime::{self, Device, GenerateOptions, Job};
+use ggsteer::runtime::{self, Device, DeviceKind, GenerateOptions, Job};
 use serde::Serialize;
 
 use super::args::RunArgs;
@@ -74,7 +74,7 @@ impl Args {
         let devices = runtime::devices()?;
         let mut checks = build(&devices)?;
         if let Some(path) = &self.model {
-            self.model(ui, path, &mut checks);
+            self.model(ui, path, &devices, &mut checks);
         }
         let output = Output { checks, devices };
         ui.print(&output, || output.text())?;
@@ -85,7 +85,7 @@ impl Args {
         Ok(())
     }
 
-    fn model(&self, ui: Ui, path: &Path, checks: &mut Vec<Check>) {
+    fn model(&self, ui: Ui, path: &Path, devices: &[Device], checks: &mut Vec<Check>) {
         let read = GgufFile::open(path).map_err(anyhow::Error::from);
         let read = read.and_then(|file| Ok((ModelSummary::new(&file)?, file)));
         let (summary, file) = match read {
@@ -125,7 +125,7 @@ impl Args {
                 Check::warn("chat template", "none in the file", "give one with --chat-template NAME or FILE")
             }
         });
-        let fits = self.fits(&summary, &file);
+        let fits = self.fits(&summary, &file, devices);
         let too_large = fits.verdict == Verdict::Error;
         checks.push(fits);
         if too_large {
@@ -140,7 +140,7 @@ impl Args {
     }
 
     /// What it needs against what is free. Caches of a sliding window or of a latent are smaller than said here.
-    fn fits(&self, summary: &ModelSummary, file: &GgufFile) -> Check {
+    fn fits(&self, summary: &ModelSummary, file: &GgufFile, devices: &[Device]) -> Check {
         let n_ctx = match self.run.ctx {
             Some(0) => summary.n_ctx_train.unwrap_or(8192),
             Some(n) => n.into(),
@@ -163,7 +163,12 @@ impl Args {
                 "this system does not say how much is free: see for yourself",
             );
         };
-        let found = format!("{parts}; {} free", bytes(free));
+        let others = devices.iter().filter(|d| d.kind == DeviceKind::Gpu && self.run.takes(&d.name));
+        let others: u64 = others.map(|d| d.memory_free).sum();
+        let elsewhere =
+            if others > 0 { format!(", {} on other devices", bytes(others)) } else { String::new() };
+        let found = format!("{parts}; {} free{elsewhere}", bytes(free));
+        let free = free.saturating_add(others);
         let next = "take a smaller quantization, lower --ctx or --batch, or lend a second machine with --rpc";
         if need > free {
             Check::error("memory", found, next)
@@ -218,10 +223,12 @@ fn cache_width(summary: &ModelSummary, file: &GgufFile) -> u64 {
 /// What holds without a model.
 fn build(devices: &[Device]) -> Result<Vec<Check>> {
     let (ggml, commit) = runtime::ggml_version();
+    let commit = if commit == "unknown" { String::new() } else { format!(" ({commit})") };
     let features = runtime::cpu_features()?;
     let on = |name: &str| features.iter().any(|(feature, value)| feature == name && value != "0");
-    let mut checks =
-        vec![Check::ok("version", format!("ggsteer {}, ggml {ggml} ({commit})", env!("CARGO_PKG_VERSION")))];
+    let (ours, bindings) = (env!("CARGO_PKG_VERSION"), runtime::BINDINGS);
+    let versions = format!("ggsteer {ours}, llama.cpp of llama-cpp-sys-2 {bindings}, ggml {ggml}{commit}");
+    let mut checks = vec![Check::ok("version", versions)];
 
     let used: Vec<&str> = features.iter().filter(|f| f.1 != "0").map(|f| f.0.as_str()).collect();
     let unused: Vec<&str> =

@@ -16,6 +16,9 @@ use serde::Serialize;
 use super::{Error, backend};
 use crate::near::did_you_mean;
 
+/// The release of llama-cpp-sys-2 whose llama.cpp is linked.
+pub const BINDINGS: &str = "0.1.160";
+
 /// How long a server may take to accept a connection and to say hello.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// `RPC_CMD_HELLO` of ggml-rpc.cpp, which says that it will always be this.
@@ -399,6 +402,13 @@ mod tests {
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let why = greet(free).unwrap_err();
         assert!(why.contains("cannot be reached") && why.contains("ggsteer worker"), "{why}");
+    }
+
+    #[test]
+    fn the_release_is_the_one_that_is_pinned() {
+        let manifest: toml::Table = include_str!("../../Cargo.toml").parse().unwrap();
+        let version = manifest["dependencies"]["llama-cpp-sys-2"]["version"].as_str();
+        assert_eq!(version, Some(format!("={BINDINGS}").as_str()));
     }
 
     #[test]

@@ -21,7 +21,8 @@ use std::path::PathBuf;
 
 pub use adapter::Stock;
 pub use device::{
-    Device, DeviceKind, Listen, connect, cpu_features, devices, exit_on_abort, ggml_version, has_rpc, serve,
+    BINDINGS, Device, DeviceKind, Listen, connect, cpu_features, devices, exit_on_abort, ggml_version,
+    has_rpc, serve,
 };
 pub use generate::{Completion, Finish, GenerateOptions};
 pub use hook::{CapturePlan, Captured, HookError, Sink, Site};
@@ -87,7 +88,7 @@ pub enum Error {
     #[error(transparent)]
     Template(#[from] template::TemplateError),
     /// llama.cpp could not make a context.
-    #[error("llama.cpp cannot make a context: {0}")]
+    #[error("llama.cpp cannot make a context: {0}; a smaller --ctx or --batch takes less memory")]
     Context(String),
     /// `LlamaContextParams` is not laid out as this build expects.
     #[error(

@@ -150,3 +150,19 @@ fn block_suffix(t: &sys::ggml_tensor) -> Option<usize> {
     let short = !digits.is_empty() && digits.len() <= 6 && digits.iter().all(u8::is_ascii_digit);
     short.then(|| digits.iter().fold(0, |n, d| n * 10 + usize::from(d - b'0')))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::copied_name;
+
+    #[test]
+    fn a_copy_tells_what_it_was_made_of_and_others_tell_nothing() {
+        assert_eq!(copied_name(b"RPC0[127.0.0.1:50052]#l_out-7#0"), Some(&b"l_out-7"[..]));
+        assert_eq!(copied_name(b"CUDA0#ffn_inp-12#3"), Some(&b"ffn_inp-12"[..]));
+        // Cut off at the length of a name, so that what is left may mean another.
+        assert_eq!(copied_name(b"RPC0[a-name-of-many-letters]#l_out-1"), None);
+        for other in ["l_out-7", "blk.0.ffn_up.weight", "", "#", "##", "a##0", "a#b#", "a#b#c"] {
+            assert_eq!(copied_name(other.as_bytes()), None, "{other}");
+        }
+    }
+}
