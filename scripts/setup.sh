@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes this machine able to build ggsteer: finds or installs CMake and libclang, and picks ggml's processor flags.
+# Makes this machine able to build ggsteer: finds or installs CMake and libclang, and picks ggml's options.
 #
 # llama.cpp is compiled with CMake, and its Rust bindings are generated with libclang. Missing ones come from the
 # system's packages where that needs no password, else as Python wheels into .tools/. What was found is written to
@@ -205,7 +205,9 @@ config_text() {
     fi
 }
 
-flags=$(processor_flags)
+# llama.cpp's RPC backend, for `--rpc` and `ggsteer worker`. Without RDMA: ggml would link libibverbs wherever it finds
+# it, and the program would then not start on a machine without.
+flags="$(processor_flags) GGML_RPC=ON GGML_RPC_RDMA=OFF"
 text=$(config_text)
 if [ ! -e "$config" ] || [ "$(head -n 1 "$config")" = "$marker" ]; then
     if [ "$text" != "$(cat "$config" 2>/dev/null || true)" ]; then
@@ -223,12 +225,12 @@ fi
 # CMake does not look at its options again once it has run, so a llama.cpp built with others is built anew.
 for cache in "${CARGO_TARGET_DIR:-target}"/release/build/llama-cpp-sys-2-*/out/build/CMakeCache.txt; do
     [ -f "$cache" ] || continue
-    for option in SSE42 AVX AVX2 FMA F16C BMI2 AVX512 AVX512_VBMI AVX512_VNNI AVX_VNNI; do
+    for option in SSE42 AVX AVX2 FMA F16C BMI2 AVX512 AVX512_VBMI AVX512_VNNI AVX_VNNI RPC; do
         wanted=$(printenv "GGML_$option" || sed -n "s/^GGML_$option = \"\(.*\)\"/\1/p" "$config")
-        case $option in AVX512* | AVX_VNNI) default=OFF ;; *) default=ON ;; esac
+        case $option in AVX512* | AVX_VNNI | RPC) default=OFF ;; *) default=ON ;; esac
         found=$(sed -n "s/^GGML_$option:[A-Z]*=//p" "$cache")
         if [ -n "$found" ] && [ "$found" != "${wanted:-$default}" ]; then
-            say "llama.cpp was built for another processor (GGML_$option=$found): building it again"
+            say "llama.cpp was built with other options (GGML_$option=$found): building it again"
             cargo clean --quiet --release -p llama-cpp-sys-2
             break 2
         fi

@@ -26,6 +26,7 @@ pub mod evaluate;
 pub mod export;
 pub mod gguf;
 pub mod intervention;
+pub mod near;
 pub mod optimize;
 pub mod output;
 pub mod prompts;

@@ -96,7 +96,14 @@ fn assert_scores(found: &Candidate, expected: [f64; 3], tolerance: f64) {
 #[test]
 fn the_race_chooses_what_scoring_everything_does() {
     let model = Model::load(&samples().join("lorekeeper-7m-f16.gguf"), &ModelOptions::default()).unwrap();
-    let options = SessionOptions { n_ctx: 4096, n_batch: 512, n_seq: 32, n_threads: 1, exact: false };
+    let options = SessionOptions {
+        n_ctx: 4096,
+        n_batch: 512,
+        n_seq: 32,
+        n_threads: 1,
+        exact: false,
+        ..SessionOptions::default()
+    };
     let mut session = Session::new(&model, options).unwrap();
     let [harmful, harmless] = prompts(&model, "train", 32);
     let contrast = contrast(&mut session, [&harmful, &harmless]);
@@ -151,7 +158,14 @@ fn scores_agree_with_a_plain_forward_pass_on_16_prompts() {
     let tiny = tiny::Model::random(spec);
     tiny.write(&path).unwrap();
     let model = Model::load(&path, &ModelOptions::default()).unwrap();
-    let options = SessionOptions { n_ctx: 2048, n_batch: 256, n_seq: 8, n_threads: 1, exact: true };
+    let options = SessionOptions {
+        n_ctx: 2048,
+        n_batch: 256,
+        n_seq: 8,
+        n_threads: 1,
+        exact: true,
+        ..SessionOptions::default()
+    };
     let mut session = Session::new(&model, options).unwrap();
 
     let plain = |p: &Prompt, edit: Edit<'_>| {
@@ -335,7 +349,8 @@ fn a_model_that_never_refuses_has_no_direction() {
 #[test]
 fn a_second_direction_is_found_where_the_first_leaves_refusals_and_only_there() {
     let model = Model::load(&samples().join("lorekeeper-7m-f16.gguf"), &ModelOptions::default()).unwrap();
-    let options = SessionOptions { n_ctx: 4096, n_batch: 512, n_seq: 32, n_threads: 1, exact: false };
+    let options =
+        SessionOptions { n_ctx: 4096, n_batch: 512, n_seq: 32, n_threads: 1, ..SessionOptions::default() };
     let mut session = Session::new(&model, options).unwrap();
     let train = prompts(&model, "train", 64);
     let contrast = contrast(&mut session, [&train[0], &train[1]]);

@@ -36,7 +36,14 @@ pub fn load(path: &Path) -> Model {
 
 /// One thread: a model this small is fastest so.
 pub fn session(model: &Model) -> Session<'_> {
-    let options = SessionOptions { n_ctx: 8192, n_batch: 512, n_seq: 32, n_threads: 1, exact: false };
+    let options = SessionOptions {
+        n_ctx: 8192,
+        n_batch: 512,
+        n_seq: 32,
+        n_threads: 1,
+        exact: false,
+        ..SessionOptions::default()
+    };
     Session::new(model, options).unwrap()
 }
 

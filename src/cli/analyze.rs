@@ -64,12 +64,15 @@ impl Args {
             |set: &Set| Rows::measure(&mut session, &set.prompts, self.position, &mut || bar.inc(1));
         let (a, b) = (measure(&harmful)?, measure(&harmless)?);
         bar.finish_and_clear();
+        let bar = ui.busy("finding principal components");
+        let analysis = analyze(&a, &b, self.coincide);
+        bar.finish_and_clear();
         let output = Output {
             model: self.model.display().to_string(),
             n_harmful: harmful.prompts.len(),
             n_harmless: harmless.prompts.len(),
             position: self.position,
-            analysis: analyze(&a, &b, self.coincide),
+            analysis,
         };
         ui.print(&output, || output.text())
     }

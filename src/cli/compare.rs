@@ -262,7 +262,7 @@ impl Args {
             model: model.path().display().to_string(),
             file_size: file.file_len(),
             bits_per_weight: summary.bits_per_weight(),
-            speed: Speed { prompt: prompt_speed, answer: self.answer_speed(model, sets[1])? },
+            speed: Speed { prompt: prompt_speed, answer: self.answer_speed(ui, model, sets[1])? },
             cosines: (contrast.candidates())
                 .map(|(position, block)| Cosine {
                     position,
@@ -286,11 +286,12 @@ impl Args {
     }
 
     /// Tokens a second that the file writes, for as many prompts at once as are evaluated.
-    fn answer_speed(&self, model: &Model, set: &Set) -> Result<f64> {
+    fn answer_speed(&self, ui: Ui, model: &Model, set: &Set) -> Result<f64> {
         const TOKENS: usize = 32;
         let prompts = &set.prompts[..set.prompts.len().min(PARALLEL)];
         let mut session = self.run.session(model, PARALLEL, longest([set]) + TOKENS)?;
         let options = GenerateOptions { max_tokens: TOKENS, sampler: Sampler::greedy() };
+        let bar = ui.progress(prompts.len(), "timing answers");
         let (mut n, mut start) = (0, None);
         // From the first token on: before it, prompts are read.
         session.generate(
@@ -300,8 +301,9 @@ impl Args {
                 start.get_or_insert_with(Instant::now);
                 n += 1;
             },
-            &mut |_, _| (),
+            &mut |_, _| bar.inc(1),
         )?;
+        bar.finish_and_clear();
         Ok(start.map_or(0.0, |start| f64::from(n) / start.elapsed().as_secs_f64()))
     }
 }

@@ -13,7 +13,7 @@ use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::PromptSet;
 use ggsteer::prompts::split::Parts;
-use ggsteer::runtime::{FileType, Model, QuantizeOptions, quantize};
+use ggsteer::runtime::{FileType, Model, QuantizeOptions};
 use ggsteer::select::{Checkpoint, Rules};
 use serde::Serialize;
 
@@ -21,6 +21,7 @@ use super::abliterate::{find, prove};
 use super::args::{RunArgs, Sets, at_least_one, describe};
 use super::calibrate::{ANSWER_TOKENS, CalibrationArgs, Prompts};
 use super::evaluate::{evaluate, evaluation_table};
+use super::quantize::quantize;
 use super::rewrite::{Job, RewriteArgs, Rewritten, rewrite};
 use super::select::Chosen;
 use super::steps::{How, choice_table};
@@ -104,7 +105,7 @@ impl Args {
             let path = folder.join(format!("lorekeeper-7m-{}.gguf", self.file_type.to_lowercase()));
             let options =
                 QuantizeOptions { n_threads: self.run.threads.into(), ..QuantizeOptions::default() };
-            quantize(&f16, &path, FileType::from_name(&self.file_type)?, &options)?;
+            quantize(ui, &f16, &path, FileType::from_name(&self.file_type)?, &options)?;
             path
         };
         let [train, validation, test] = ["train", "validation", &self.set].map(|part| load(&samples, part));

@@ -106,7 +106,7 @@ impl Args {
         let markers = self.markers.load()?;
         let options =
             Options { max_tokens: self.max_tokens, markers, kl_tokens: self.kl_tokens, seed: self.seed };
-        let judge_model = self.judge.load()?;
+        let judge_model = self.judge.load(&self.run)?;
         let judge = judge_model.as_ref().map(|model| self.judge.judge(model)).transpose()?;
         let model = self.run.load(&self.model)?;
         describe(ui, &model);

@@ -96,7 +96,7 @@ impl Args {
             let inputs = calibration.as_ref().and_then(|c| c.inputs(tensor));
             Ok(inputs.map(|i| i.held_out(slice)).transpose()?.unwrap_or_default())
         };
-        let bar = ui.progress(writers.len(), "measuring");
+        let bar = ui.progress(original.tensors().len() + writers.len(), "comparing and measuring");
         let step = &mut || bar.inc(1);
         let tied = self.tied.into();
         let verification =
