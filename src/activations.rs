@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::calibration::{Collector, outputs};
 use crate::direction::{Direction, DirectionError, Provenance};
 use crate::gguf::{GgufError, GgufFile, Writer};
-use crate::intervention::Intervention;
+use crate::intervention::{Intervention, dot64};
 use crate::output::{OutputError, OutputFile};
 use crate::quant::{self, GgmlType};
 use crate::runtime::{CapturePlan, Error, Job, Prompt, Session, Site};
@@ -138,6 +138,9 @@ impl Contrast {
         let meta = Provenance { position: Some(position), ..self.source.clone() };
         let mut direction = Direction::new(self.difference(position, block), block, meta)?;
         direction.meta.raw_norm = Some(direction.norm());
+        let unit: Vec<f64> = direction.unit().into_iter().map(f64::from).collect();
+        let reading = |means: &Means| dot64(&unit, &means.mean(position, block));
+        direction.meta.readings = Some((reading(&self.harmless), reading(&self.harmful)));
         Ok(direction)
     }
 
@@ -259,7 +262,7 @@ pub fn measure(
     let plan = CapturePlan { stream: true, ..plan };
     let mut sink = |job: usize, position: i32, site: Site<'_>, row: &[f32]| match site {
         Site::Block(block) if position >= -(n_pos as i32) => means.add(position, block, row),
-        Site::Block(_) => {}
+        Site::Block(_) | Site::Probe(_) => {}
         Site::WriterInput(_) | Site::ExpertInput(..) => {
             if let Some((collector, first)) = &mut collector {
                 collector.add(*first + job, position, site, row);
@@ -284,6 +287,13 @@ mod tests {
         let source = Provenance { model_name: Some("tiny".into()), ..Provenance::default() };
         let contrast = Contrast { harmful, harmless, source };
         assert_eq!(contrast.difference(-2, 1), [1.0, 3.0]);
+        let direction = contrast.direction(-2, 1).unwrap();
+        let (harmless, harmful) = direction.meta.readings.unwrap();
+        assert!(
+            (harmful - harmless - direction.norm()).abs() < 1e-6,
+            "they lie the direction's length apart"
+        );
+        assert!((harmless - 4.0 / 10f64.sqrt()).abs() < 1e-6);
         assert!(contrast.difference(-1, 0)[0].is_nan(), "nothing measured there");
         let all: Vec<_> = contrast.candidates().collect();
         assert_eq!((all.len(), all[0], all[5]), (6, (-1, 0), (-2, 2)));

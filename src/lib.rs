@@ -9,6 +9,7 @@
 //! gguf (reader) ─ arch (which tensors write the stream) ─ rewrite ─ quant (codecs) ─ out.gguf
 //! evaluate: refusals, KL and perplexity of a plain, a steered or a rewritten model
 //! analysis: how the prompt sets lie in the stream
+//! chat: a conversation with a steered model, and what the directions read at every token
 //! ```
 //!
 //! `gguf`, `quant` and `rewrite` never see llama.cpp's runtime; `runtime` sees files only through llama.cpp.
@@ -21,6 +22,7 @@ pub mod activations;
 pub mod analysis;
 pub mod arch;
 pub mod calibration;
+pub mod chat;
 pub mod direction;
 pub mod evaluate;
 pub mod export;

@@ -92,7 +92,7 @@ fn run(
     let jobs =
         prompts.each_ref().map(|p| Job { tokens: &p.tokens, n_out: 3, intervention: intervention.cloned() });
     let name = format!("blk.{}.ffn_down.weight", model.n_block() - 1);
-    let plan = CapturePlan { stream: true, writer_inputs: [name].into() };
+    let plan = CapturePlan { stream: true, writer_inputs: [name].into(), ..CapturePlan::default() };
     let mut seen = Seen { logits: vec![], stream: vec![], writer: vec![] };
     let (mut stream, mut writer) = (vec![], vec![]);
     let mut sink = |_: usize, _: i32, site: Site<'_>, row: &[f32]| match site {

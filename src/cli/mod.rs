@@ -4,6 +4,7 @@ mod abliterate;
 mod analyze;
 mod args;
 mod calibrate;
+mod chat;
 mod compare;
 mod completions;
 mod config;
@@ -66,6 +67,7 @@ enum Command {
     Select(select::Args),
     Optimize(optimize::Args),
     Generate(generate::Args),
+    Chat(chat::Args),
     Orthogonalize(orthogonalize::Args),
     Export(export::Args),
     Quantize(quantize::Args),
@@ -95,6 +97,7 @@ impl Cli {
             Command::Select(args) => args.run(ui),
             Command::Optimize(args) => args.run(ui),
             Command::Generate(args) => args.run(ui),
+            Command::Chat(args) => args.run(ui),
             Command::Orthogonalize(args) => args.run(ui),
             Command::Export(args) => args.run(ui),
             Command::Quantize(args) => args.run(ui),

@@ -161,7 +161,8 @@ impl Direction {
         let factor = if square == 0.0 { 0.0 } else { along / square };
         let vector =
             self.vector.iter().zip(other).map(|(x, m)| (f64::from(*x) - factor * m) as f32).collect();
-        let left = Self::new(vector, self.block, self.meta.clone())?;
+        let meta = Provenance { readings: None, ..self.meta.clone() };
+        let left = Self::new(vector, self.block, meta)?;
         // What is left of a vector along `other` is rounding alone.
         if left.norm() < 1e-5 * self.norm() { Err(DirectionError::Zero) } else { Ok(left) }
     }

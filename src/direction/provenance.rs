@@ -14,6 +14,8 @@ pub struct Provenance {
     pub position: Option<i32>,
     /// Its length when it was measured.
     pub raw_norm: Option<f64>,
+    /// r·x of the harmless and of the harmful mean x it is the difference of, r of unit length.
+    pub readings: Option<(f64, f64)>,
     /// Its scores in the selection.
     pub scores: Option<Scores>,
     /// [`crate::gguf::fingerprint`] of the model file.
@@ -83,6 +85,8 @@ impl Provenance {
             ("ggsteer.position", self.position.map(Value::from)),
             ("ggsteer.erased", erased),
             ("ggsteer.raw_norm", Some(Value::F64(self.raw_norm.unwrap_or(norm)))),
+            ("ggsteer.readings.harmless", self.readings.map(|r| Value::F64(r.0))),
+            ("ggsteer.readings.harmful", self.readings.map(|r| Value::F64(r.1))),
             ("ggsteer.scores.bypass", score(|s| s.bypass)),
             ("ggsteer.scores.induce", score(|s| s.induce)),
             ("ggsteer.scores.kl", score(|s| s.kl)),
@@ -113,6 +117,7 @@ impl Provenance {
                 _ => None,
             },
             raw_norm: double("ggsteer.raw_norm"),
+            readings: double("ggsteer.readings.harmless").zip(double("ggsteer.readings.harmful")),
             scores: scores(),
             model_fingerprint: string("ggsteer.model.fingerprint"),
             model_name: string("ggsteer.model.name"),

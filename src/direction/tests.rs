@@ -27,6 +27,7 @@ fn comes_back_as_it_was_saved() {
         architecture: Some("qwen3".into()),
         position: Some(-2),
         raw_norm: Some(5.0),
+        readings: Some((-1.5, 3.5)),
         scores: Some(Scores { bypass: -3.5, induce: 1.25, kl: 0.04 }),
         model_fingerprint: Some("ab".repeat(32)),
         model_name: Some("make-believe 1B".into()),

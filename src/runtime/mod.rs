@@ -24,8 +24,9 @@ pub use device::{
     BINDINGS, Device, DeviceKind, Listen, connect, cpu_features, devices, exit_on_abort, ggml_version,
     has_rpc, serve,
 };
+pub(crate) use generate::Characters;
 pub use generate::{Completion, Finish, GenerateOptions};
-pub use hook::{CapturePlan, Captured, HookError, Sink, Site};
+pub use hook::{CapturePlan, Captured, HookError, Probe, Sink, Site};
 pub use llama_cpp_2::token::LlamaToken as Token;
 pub use log::set_verbose;
 pub(crate) use model::digest;

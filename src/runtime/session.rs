@@ -245,6 +245,16 @@ impl<'m> Session<'m> {
         gone.map(|_| ()).map_err(|e| Error::Decode(e.to_string()))
     }
 
+    /// Keeps the first `length` tokens of a sequence and forgets the rest. False where the model cannot, and then nothing
+    /// is forgotten: a recurrent state does not go back.
+    ///
+    /// # Errors
+    /// A position beyond what llama.cpp counts to.
+    pub fn truncate(&mut self, seq: usize, length: usize) -> Result<bool, Error> {
+        let gone = self.ctx.clear_kv_cache_seq(Some(seq as u32), Some(length as u32), None);
+        gone.map_err(|e| Error::Decode(e.to_string()))
+    }
+
     /// Makes the sequence `to`, an empty one, begin as `from`; no value is moved.
     fn copy(&mut self, from: usize, to: usize) -> Result<(), Error> {
         let copied = self.ctx.copy_kv_cache_seq(from as i32, to as i32, None, None);
