@@ -31,6 +31,7 @@ pub mod output;
 pub mod prompts;
 pub mod quant;
 pub mod random;
+pub mod report;
 pub mod rewrite;
 pub mod runtime;
 pub mod select;

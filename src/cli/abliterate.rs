@@ -10,6 +10,7 @@ use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::split::{Parts, Used};
+use ggsteer::report::run::{Made, Story};
 use ggsteer::runtime::Model;
 use ggsteer::select::{Checkpoint, Choice};
 use serde::Serialize;
@@ -21,6 +22,7 @@ use super::args::{
 use super::calibrate::{CalibrationArgs, Prompts};
 use super::evaluate::{Base, evaluate, evaluation_table};
 use super::parts::{HeldOutArgs, used};
+use super::report::{self, ReportArgs};
 use super::rewrite::{Job, RewriteArgs, Rewritten, SourceArgs, check_calibration, rewrite};
 use super::select::{Chosen, TokenArgs};
 use super::steps::{self, How, ScoringArgs};
@@ -76,20 +78,28 @@ pub struct Args {
     #[command(flatten)]
     scoring: ScoringArgs,
     #[command(flatten)]
+    report: ReportArgs,
+    #[command(flatten)]
     run: RunArgs,
 }
 
 #[derive(Serialize)]
 struct Output<'a> {
+    #[serde(flatten)]
+    made: Made,
     model: String,
     output: String,
     prompts: Used,
     direction: Chosen,
+    /// Absent where a direction was given.
+    choice: Option<&'a Choice>,
     before: &'a Evaluation,
     ablated: &'a Evaluation,
     after: &'a Evaluation,
     #[serde(flatten)]
     rewritten: &'a Rewritten,
+    /// What only a report shows.
+    story: Option<Story>,
 }
 
 impl Args {
@@ -108,6 +118,7 @@ impl Args {
             bail!("{}: both --output and --save-direction", self.output.display());
         }
         let out_calibration = self.calibration.sample.create(&self.output, self.force, &inputs)?;
+        let page = self.report.open(self.force, &inputs, &[&self.output])?;
         let mut checkpoint = self.scoring.open(&self.output, &inputs)?;
         let parts = self.held_out.load(ui, &self.prompts, self.seed)?;
         let prompts = parts.used(self.seed);
@@ -133,10 +144,11 @@ impl Args {
         }
         let tokens = self.tokens.load(&model)?;
         let how = self.scoring.how(&markers, tokens.as_ref(), self.seed);
-        let direction = if let Some(direction) = given {
-            direction
+        let (choice, direction) = if let Some(direction) = given {
+            (None, direction)
         } else {
-            find(ui, &self.run, &model, &train, &validation, how, &mut checkpoint)?.direction
+            let found = find(ui, &self.run, &model, &train, &validation, how, &mut checkpoint)?;
+            (Some(found.choice), found.direction)
         };
         if let Some(out) = out_direction {
             direction.save_to(out)?;
@@ -163,16 +175,30 @@ impl Args {
         let options = Options { max_tokens: self.max_tokens, markers, seed: self.seed, ..Options::default() };
         let written = &rewritten.report.files[0];
         let proof = prove(ui, &self.run, &model, &direction, written, &test, &options)?;
+        let story = match &page {
+            None => None,
+            Some(_) => {
+                let written = rewritten.report.files.iter().map(PathBuf::as_path).collect();
+                let files = [("model", file.paths()), ("written file", written)];
+                Some(report::story(ui, &self.run, &model, &direction, &proof, &options, &files)?)
+            }
+        };
         let output = Output {
+            made: Made::by("abliterate"),
             model: self.model.display().to_string(),
             output: written.display().to_string(),
             prompts,
             direction: Chosen::of(&direction),
+            choice: choice.as_ref(),
             before: &proof.before.0,
             ablated: &proof.ablated.0,
             after: &proof.after.0,
             rewritten: &rewritten,
+            story,
         };
+        if let Some(page) = page {
+            page.write_one(ui, &output)?;
+        }
         ui.print(&output, || {
             let d = &output.direction;
             let rows = [

@@ -18,6 +18,7 @@ mod orthogonalize;
 mod parts;
 mod perplexity;
 mod quantize;
+mod report;
 mod rewrite;
 mod select;
 mod steps;
@@ -63,6 +64,7 @@ enum Command {
     Evaluate(evaluate::Args),
     Compare(compare::Args),
     Abliterate(abliterate::Args),
+    Report(report::Args),
     Demo(demo::Args),
 }
 
@@ -85,6 +87,7 @@ impl Cli {
             Command::Evaluate(args) => args.run(ui),
             Command::Compare(args) => args.run(ui),
             Command::Abliterate(args) => args.run(ui),
+            Command::Report(args) => args.run(ui),
             Command::Demo(args) => args.run(ui),
         }
     }

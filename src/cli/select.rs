@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use ggsteer::activations::Contrast;
 use ggsteer::output::OutputFile;
+use ggsteer::report::run::Made;
 use ggsteer::runtime::{Model, Token};
 use ggsteer::select::Choice;
 use ggsteer::select::grid::RefusalTokens;
@@ -76,6 +77,8 @@ impl TokenArgs {
 
 #[derive(Serialize)]
 struct Output<'a> {
+    #[serde(flatten)]
+    made: Made,
     model: String,
     output: String,
     direction: Chosen,
@@ -152,6 +155,7 @@ impl Args {
         direction.save_to(out)?;
         checkpoint.remove()?;
         let output = Output {
+            made: Made::by("select"),
             model: self.model.display().to_string(),
             output: self.output.display().to_string(),
             direction: Chosen::of(&direction),

@@ -28,6 +28,9 @@ pub use model::{Model, ModelOptions, Prompt, backend};
 pub use quantize::{FileType, QuantizeOptions, quantize};
 pub use session::{Item, Job, JobSink, Outputs, Session, SessionOptions, jobs};
 
+/// The version of llama-cpp-2, which says which llama.cpp this is.
+pub const BINDINGS: &str = "0.1.160";
+
 /// What can go wrong between the prompt and the logits.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -108,4 +111,13 @@ pub enum Error {
     /// The hook found something wrong.
     #[error("hook: {0}")]
     Hook(#[from] HookError),
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_bindings_are_those_that_are_pinned() {
+        let pin = format!("llama-cpp-2 = {{ version = \"={}\"", super::BINDINGS);
+        assert!(include_str!("../../Cargo.toml").contains(&pin), "{pin}");
+    }
 }
