@@ -266,6 +266,7 @@ pub(super) struct Place {
 #[derive(Debug, Deserialize)]
 pub(super) struct Written {
     pub max_leak: f64,
+    pub max_data_leak: Option<f64>,
     pub max_edit_error: Option<f64>,
     pub n_edited: usize,
     pub n_untouched: usize,

@@ -153,7 +153,7 @@ impl Drawing {
 
     /// Both axes with their ticks, grid and names, around the field from `[left, top]` to `[right, bottom]`.
     pub fn axes(&mut self, [left, top]: [f64; 2], [right, bottom]: [f64; 2], x: &Axis<'_>, y: &Axis<'_>) {
-        for tick in y.scale.ticks(5, false) {
+        for tick in y.scale.ticks(6, false) {
             let at = y.scale.at(tick);
             self.line([left, at], [right, at], "grid");
             self.text([left - 7.0, at + 4.0], Anchor::End, "soft", &number(tick));

@@ -120,7 +120,8 @@ impl Heat {
             let colour = self.colour(value);
             drawing.cell([x, y], size, Ok(&hex(colour)), says);
             if wide >= 44.0 {
-                let short = format!("{value:.2}").replace('-', "−");
+                let digits = if self.colours == Colours::AboutZero { 2 } else { 3 };
+                let short = format!("{value:.digits$}").replace('-', "−");
                 let centre = [x + wide / 2.0, y + high / 2.0 + 4.0];
                 drawing.text(centre, Anchor::Middle, ink(colour), &short);
             }
@@ -129,7 +130,10 @@ impl Heat {
             }
         }
         if let Some(i) = self.chosen {
-            drawing.cell(corner(i), [wide - 1.0, high - 1.0], Err("chosen"), "");
+            // Dark around light, so that it is seen on every colour.
+            for class in ["chosen", "choice"] {
+                drawing.cell(corner(i), [wide - 1.0, high - 1.0], Err(class), "");
+            }
         }
         Plot {
             svg: drawing.finish(&self.id, &self.title, &self.caption),

@@ -1,7 +1,7 @@
 //! The colours: told apart by people who see colours differently (Okabe & Ito 2008), and by their marks' shapes.
 
 /// A name with its light and dark value.
-const COLOURS: [(&str, &str, &str); 15] = [
+const COLOURS: [(&str, &str, &str); 14] = [
     ("page", "#ffffff", "#14171b"),
     ("card", "#f5f6f8", "#1d2127"),
     ("ink", "#1b1f24", "#e8eaed"),
@@ -16,7 +16,6 @@ const COLOURS: [(&str, &str, &str); 15] = [
     ("s5", "#4b4fb5", "#a3a6f5"),
     ("bad", "#b3261e", "#ff8a80"),
     ("good", "#00694c", "#52d6a8"),
-    ("mark", "#111111", "#ffffff"),
 ];
 
 /// How many series have a colour and a shape of their own.
@@ -33,10 +32,9 @@ svg text.ondark{fill:#fff;font-size:11px;pointer-events:none}
 .grid{stroke:$line;stroke-width:1;fill:none}
 .rule{stroke:$soft;stroke-width:1;stroke-dasharray:5 4;fill:none}
 .none{fill:$line}
-.dropped{stroke:$mark;stroke-width:1;stroke-opacity:.55}
-.chosen{fill:none;stroke:$mark;stroke-width:3;pointer-events:none}
-.choice{fill:none;stroke:$page;stroke-width:1;pointer-events:none}
-.frame{fill:none;stroke:$line}
+.dropped{stroke:#111;stroke-width:1.2}
+.chosen{fill:none;stroke:#111;stroke-width:5;pointer-events:none}
+.choice{fill:none;stroke:#fff;stroke-width:1.6;pointer-events:none}
 ";
 
 fn resolve(rules: &str, value: impl Fn(&str, &str) -> String) -> String {

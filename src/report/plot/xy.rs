@@ -43,6 +43,8 @@ pub struct Xy {
     pub whole: bool,
     /// Ends of the y axis; those of the points where none are given.
     pub y_range: Option<(f64, f64)>,
+    /// The y axis begins at 0.
+    pub from_zero: bool,
     /// A dashed line at this x.
     pub mark_x: Option<f64>,
     /// The points, at most [`super::theme::SERIES`] series to be told apart.
@@ -66,7 +68,10 @@ impl Xy {
         let x = Scale::holding(all().map(|p| p.0).chain(self.mark_x), corner[0], end[0]);
         let y = match self.y_range {
             Some((low, high)) => Scale::new(low, high, end[1], corner[1]),
-            None => Scale::holding(all().map(|p| p.1), end[1], corner[1]),
+            None => {
+                let zero = self.from_zero.then_some(0.0);
+                Scale::holding(all().map(|p| p.1).chain(zero), end[1], corner[1])
+            }
         };
         let (x_axis, y_axis) = (
             Axis { scale: x, name: &self.x, whole: self.whole },

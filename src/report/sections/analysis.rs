@@ -71,6 +71,7 @@ pub fn section(id: String, of: &Of<'_>, block: Option<usize>, analysis: &Analysi
             y: y.into(),
             whole: true,
             y_range: range,
+            from_zero: true,
             mark_x: block.map(|il| il as f64),
             series: series.collect(),
         }

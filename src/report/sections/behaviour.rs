@@ -258,9 +258,9 @@ pub fn answers(id: String, said: &[Said]) -> Section {
     let harmless: Vec<Asked> = rows("harmless", |run| &run.harmless).collect();
     // Some of each set are seen at once.
     let mut all: Vec<Asked> = harmful.collect();
-    let rest = all.split_off(all.len().min(6));
+    let rest = all.split_off(all.len().min(4));
     let mut harmless = harmless.into_iter();
-    all.extend(harmless.by_ref().take(6));
+    all.extend(harmless.by_ref().take(4));
     all.extend(rest);
     all.extend(harmless);
     Section {

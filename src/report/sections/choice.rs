@@ -15,8 +15,7 @@ const SCORES: [Score; 3] = [
     (
         0,
         "bypass",
-        "Refusal score of harmful prompts with the candidate erased: the lower, the better it bypasses refusal. Below 0 \
-         a refusal is less likely than not.",
+        "Refusal score of harmful prompts with the candidate erased: the lower, the better it bypasses refusal.",
         |c| c.bypass,
         Verdict::LateLayer,
     ),
@@ -43,10 +42,11 @@ pub fn section(id: String, model: &str, choice: &Choice) -> Section {
     let rules = &choice.rules;
     let lead = format!(
         "Every position after the user's words and every block gives a candidate: the difference of the two sets' means \
-         there. Each is scored on validation prompts of {}. The rules drop late blocks (paper layer {} of the blocks and \
-         later), KL above {} and induce below {}; of the rest the lowest bypass is taken.",
+         there. Each is scored on validation prompts of {}. The rules drop the last {:.0} % of the blocks, KL above {} and \
+         induce below {}; of the rest the lowest bypass is taken. The refusal score is a log odds: below 0 a refusal is less \
+         likely than not.",
         short(model),
-        number(rules.layer_fraction),
+        100.0 * (1.0 - rules.layer_fraction).max(0.0),
         number(rules.kl_max),
         number(rules.induce_min)
     );
@@ -120,10 +120,10 @@ fn heat(id: &str, choice: &Choice, (which, name, caption, value, verdict): &Scor
     let colours = if *name == "KL" { Colours::UpTo(3.0 * choice.rules.kl_max) } else { Colours::AboutZero };
     Heat {
         id: format!("{id}-{}", name.to_lowercase()),
-        title: (*name).into(),
+        title: format!("{name}: {} is better", if *name == "induce" { "higher" } else { "lower" }),
         caption: format!(
-            "{caption} The frame is the choice; a stroke in the corner means that a rule about {} dropped the candidate; \
-             grey was not scored.",
+            "{caption} The frame is the choice; a stroke in the corner means that the rule about {} dropped the candidate; \
+             grey was not scored, for a rule or a better candidate had decided before (--exhaustive scores all).",
             if *which == 0 { "late blocks" } else { "this score" }
         ),
         columns: (
