@@ -9,6 +9,7 @@
 //! gguf (reader) ─ arch (which tensors write the stream) ─ rewrite ─ quant (codecs) ─ out.gguf
 //! evaluate: refusals, KL and perplexity of a plain, a steered or a rewritten model
 //! analysis: how the prompt sets lie in the stream
+//! report: all of this on one page
 //! ```
 //!
 //! `gguf`, `quant` and `rewrite` never see llama.cpp's runtime; `runtime` sees files only through llama.cpp.

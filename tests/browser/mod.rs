@@ -1,16 +1,16 @@
-//! A headless Chromium, spoken to by its DevTools protocol over a WebSocket: what a test of a page needs and no more.
+//! A headless Chromium, spoken to by its DevTools protocol: what a test of a page needs and no more.
 //!
-//! The crates that wrap the whole protocol generate it at build time, one of them from the network.
+//! Messages are JSON with a zero byte at their end, over two pipes. The crates that wrap the protocol were looked at and left:
+//! they generate all of it at build time, one of them from the network, or need an asynchronous runtime.
 
-use std::io::{BufRead, BufReader};
-use std::net::TcpStream;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
-use tungstenite::{Message, WebSocket};
 
 /// Names and places where a Chromium may be; the first one there is taken.
 const NAMES: [&str; 7] = [
@@ -29,7 +29,8 @@ const HANGS: Duration = Duration::from_secs(120);
 /// A browser with one page, and all that it reported.
 pub struct Browser {
     process: Child,
-    socket: WebSocket<TcpStream>,
+    commands: ChildStdin,
+    messages: Receiver<Vec<u8>>,
     session: Option<String>,
     last: u64,
     /// Events of the page, in order.
@@ -66,7 +67,10 @@ impl Browser {
              say where it is with CHROMIUM=/path, or leave this test out with GGSTEER_NO_BROWSER=1",
         );
         let profile = tempfile::tempdir().unwrap();
-        let mut process = Command::new(&program)
+        // The protocol's pipes are file descriptors 3 and 4, which a shell makes of the usual two.
+        let mut process = Command::new("sh")
+            .args(["-c", "exec \"$0\" \"$@\" 3<&0 4>&1 0</dev/null 1>/dev/null 2>&1"])
+            .arg(&program)
             .args([
                 "--headless=new",
                 "--no-sandbox",
@@ -75,33 +79,35 @@ impl Browser {
                 "--no-first-run",
             ])
             .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
-            .args(["--remote-debugging-port=0", "--window-size=1280,900"])
+            .args(["--remote-debugging-pipe", "--window-size=1280,900"])
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg("about:blank")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|e| panic!("{}: {e}", program.display()));
-        let mut stderr = BufReader::new(process.stderr.take().unwrap());
-        let mut said = String::new();
-        let url = loop {
-            let mut line = String::new();
-            let n = stderr.read_line(&mut line).unwrap();
-            assert!(n > 0, "{} ended before it listened:\n{said}", program.display());
-            if let Some(url) = line.trim().strip_prefix("DevTools listening on ") {
-                break url.to_owned();
+            .unwrap();
+        let commands = process.stdin.take().unwrap();
+        let mut answers = BufReader::new(process.stdout.take().unwrap());
+        let (sender, messages) = channel();
+        // Ends with the browser, or with the test.
+        std::thread::spawn(move || {
+            loop {
+                let mut message = Vec::new();
+                let end = answers.read_until(0, &mut message);
+                if !end.is_ok_and(|n| n > 0) || message.pop() != Some(0) || sender.send(message).is_err() {
+                    break;
+                }
             }
-            said += &line;
+        });
+        let mut browser = Self {
+            process,
+            commands,
+            messages,
+            session: None,
+            last: 0,
+            events: Vec::new(),
+            _profile: profile,
         };
-        // A full pipe would stop it.
-        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
-        let address = url.strip_prefix("ws://").and_then(|rest| rest.split('/').next()).unwrap();
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(HANGS)).unwrap();
-        let (socket, _) = tungstenite::client(&url, stream).unwrap();
-        let mut browser =
-            Self { process, socket, session: None, last: 0, events: Vec::new(), _profile: profile };
         let target = browser.call("Target.createTarget", &json!({"url": "about:blank"}));
         let attach = json!({"targetId": target["targetId"], "flatten": true});
         let attached = browser.call("Target.attachToTarget", &attach);
@@ -121,7 +127,7 @@ impl Browser {
         if let Some(session) = self.session.as_ref().filter(|_| !whole) {
             message["sessionId"] = json!(session);
         }
-        self.socket.send(Message::text(message.to_string())).unwrap();
+        self.commands.write_all(format!("{message}\0").as_bytes()).expect("the browser listens");
         loop {
             let answer = self.receive();
             if answer["id"] == self.last {
@@ -133,15 +139,12 @@ impl Browser {
 
     /// The next message; events are kept.
     fn receive(&mut self) -> Json {
-        loop {
-            if let Message::Text(text) = self.socket.read().expect("the browser answers") {
-                let message: Json = serde_json::from_str(&text).unwrap();
-                if message["method"].is_string() {
-                    self.events.push(message.clone());
-                }
-                return message;
-            }
+        let message = self.messages.recv_timeout(HANGS).expect("the browser answers");
+        let message: Json = serde_json::from_slice(&message).unwrap();
+        if message["method"].is_string() {
+            self.events.push(message.clone());
         }
+        message
     }
 
     /// Waits for the first event from `from` on of which `wanted` holds.

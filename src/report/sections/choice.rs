@@ -8,8 +8,8 @@ use super::super::run::Choice;
 use super::{count, emphasize, finding, short, table};
 use crate::select::{Candidate, Verdict};
 
-/// A score: which one it is of `scored_on`, its name, how to read it, its value, and the verdict it can bring.
-type Score = (usize, &'static str, &'static str, fn(&Candidate) -> f64, Verdict);
+/// A score: which one it is of `scored_on`, its name, how to read it, and its value.
+type Score = (usize, &'static str, &'static str, fn(&Candidate) -> f64);
 
 const SCORES: [Score; 3] = [
     (
@@ -17,21 +17,18 @@ const SCORES: [Score; 3] = [
         "bypass",
         "Refusal score of harmful prompts with the candidate erased: the lower, the better it bypasses refusal.",
         |c| c.bypass,
-        Verdict::LateLayer,
     ),
     (
         1,
         "induce",
         "Refusal score of harmless prompts with the candidate added: the higher, the better it induces refusal.",
         |c| c.induce,
-        Verdict::Induce,
     ),
     (
         2,
         "KL",
         "Distance of the answers to harmless prompts with the candidate erased: the lower, the less is damaged.",
         |c| c.kl,
-        Verdict::Kl,
     ),
 ];
 
@@ -79,7 +76,7 @@ pub fn section(id: String, model: &str, choice: &Choice) -> Section {
     let plots = SCORES.iter().map(|score| heat(&id, choice, score)).collect();
     let figures = chosen.map(|c| Figure {
         value: format!("block {}", c.layer.block().map_or("–".into(), |il| il.to_string())),
-        label: "where the direction is".into(),
+        label: "output that the direction was measured at".into(),
         note: format!("position {}, of {}", number(f64::from(c.position)), count(n, "candidate")),
     });
     Section {
@@ -98,7 +95,7 @@ fn place(c: &Candidate) -> String {
     format!("{block} at position {}", number(f64::from(c.position)))
 }
 
-fn heat(id: &str, choice: &Choice, (which, name, caption, value, verdict): &Score) -> Plot {
+fn heat(id: &str, choice: &Choice, (which, name, caption, value): &Score) -> Plot {
     let positions: BTreeSet<i32> = choice.candidates.iter().map(|c| c.position).collect();
     let layers: BTreeSet<usize> = choice.candidates.iter().map(|c| c.layer.paper()).collect();
     let rows: Vec<i32> = positions.into_iter().collect();
@@ -122,9 +119,8 @@ fn heat(id: &str, choice: &Choice, (which, name, caption, value, verdict): &Scor
         id: format!("{id}-{}", name.to_lowercase()),
         title: format!("{name}: {} is better", if *name == "induce" { "higher" } else { "lower" }),
         caption: format!(
-            "{caption} The frame is the choice; a stroke in the corner means that the rule about {} dropped the candidate; \
-             grey was not scored, for a rule or a better candidate had decided before (--exhaustive scores all).",
-            if *which == 0 { "late blocks" } else { "this score" }
+            "{caption} The frame is the choice; a stroke in the corner means that a rule dropped the candidate, by this score \
+             or another; grey was not scored, for a rule or a better candidate had decided before (--exhaustive scores all)."
         ),
         columns: (
             "block (its output)".into(),
@@ -133,11 +129,16 @@ fn heat(id: &str, choice: &Choice, (which, name, caption, value, verdict): &Scor
         rows: ("position".into(), rows.iter().map(|p| number(f64::from(*p))).collect()),
         cells: found.iter().map(|found| found.and_then(score)).collect(),
         says: says.collect(),
-        dropped: found.iter().map(|found| found.is_some_and(|i| choice.verdicts[i] == *verdict)).collect(),
+        dropped: found.iter().map(|found| found.is_some_and(|i| is_dropped(choice.verdicts[i]))).collect(),
         chosen: found.iter().position(|found| found.is_some() && *found == choice.chosen),
         colours,
     }
     .draw()
+}
+
+/// By a rule, and not by a better candidate.
+fn is_dropped(verdict: Verdict) -> bool {
+    !matches!(verdict, Verdict::Kept | Verdict::Outrun)
 }
 
 fn words(choice: &Choice, i: usize) -> &'static str {
