@@ -6,6 +6,8 @@
 # .cargo/config.toml, the one place from which make and plain cargo take it, so that there is one build of llama.cpp.
 # A run that finds everything in place changes nothing and says nothing.
 #
+# With the argument `test` it also finds or installs what only tests need: Python's GGUF reader and a Chromium.
+#
 # GGSTEER_SETUP=wheels takes the wheels even where the system could give the packages.
 set -eu
 cd "$(dirname "$0")/.."
@@ -155,6 +157,30 @@ if [ "${1:-}" = test ] && have python3 && ! PYTHONPATH=$reader python3 -c 'impor
     say "installing $gguf_wheel from PyPI into $reader: a test reads our files with Python's GGUF reader"
     pip_install "$reader" "$gguf_wheel" ||
         fail "$gguf_wheel could not be installed (see $log): install pip or venv (Debian: python3-venv)"
+fi
+
+# A test opens a report in a browser.
+has_chromium() {
+    [ -n "${CHROMIUM:-}" ] && return 0
+    for name in chromium chromium-browser google-chrome google-chrome-stable chrome; do
+        have "$name" && return 0
+    done
+    first_file "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome" \
+        /Applications/Chromium.app/Contents/MacOS/Chromium >/dev/null
+}
+if [ "${1:-}" = test ] && [ "${GGSTEER_NO_BROWSER:-}" != 1 ] && ! has_chromium; then
+    mkdir -p .tools
+    say "installing chromium: a test opens a report in a browser"
+    if have apt-get && can_be_root; then
+        as_root apt-get update >>"$log" 2>&1 || true
+        as_root apt-get install --yes --no-install-recommends chromium >>"$log" 2>&1 || true
+    elif have dnf && can_be_root; then
+        as_root dnf install --assumeyes chromium >>"$log" 2>&1 || true
+    elif have brew; then
+        brew install --cask chromium >>"$log" 2>&1 || true
+    fi
+    has_chromium || fail "chromium could not be installed (see $log): install it, or say where a Chromium or Chrome is" \
+        "with CHROMIUM=/path, or leave its tests out with GGSTEER_NO_BROWSER=1"
 fi
 
 # ggml's options for this processor, as lines NAME=ON. Measured with scripts/flags-bench.sh on a processor with AVX-512 (12

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use ggsteer::direction::{Direction, Provenance};
+use ggsteer::direction::{Direction, Provenance, ablation};
 use ggsteer::evaluate::run::{Evaluated, Evaluation, Options, Set};
 use ggsteer::gguf::GgufFile;
-use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::split::{Parts, Used};
+use ggsteer::report::run::{Made, Story};
 use ggsteer::runtime::Model;
 use ggsteer::select::subspace::Subspace;
 use ggsteer::select::{Checkpoint, Choice};
@@ -22,6 +22,7 @@ use super::args::{
 use super::calibrate::{CalibrationArgs, Prompts};
 use super::evaluate::{Base, evaluate, evaluation_table};
 use super::parts::{HeldOutArgs, used};
+use super::report::{self, ReportArgs};
 use super::rewrite::{Job, RewriteArgs, Rewritten, SourceArgs, check_calibration, rewrite};
 use super::select::{Chosen, DirectionFiles, Grown, TokenArgs};
 use super::steps::{self, How, RankArgs, ScoringArgs};
@@ -79,22 +80,30 @@ pub struct Args {
     #[command(flatten)]
     rank: RankArgs,
     #[command(flatten)]
+    report: ReportArgs,
+    #[command(flatten)]
     run: RunArgs,
 }
 
 #[derive(Serialize)]
 struct Output<'a> {
+    #[serde(flatten)]
+    made: Made,
     model: String,
     output: String,
     prompts: Used,
     direction: Chosen,
     #[serde(skip_serializing_if = "Option::is_none")]
     subspace: Option<Grown<'a>>,
+    /// Absent where a direction was given.
+    choice: Option<&'a Choice>,
     before: &'a Evaluation,
     ablated: &'a Evaluation,
     after: &'a Evaluation,
     #[serde(flatten)]
     rewritten: &'a Rewritten,
+    /// What only a report shows.
+    story: Option<Story>,
 }
 
 impl Args {
@@ -113,6 +122,7 @@ impl Args {
             bail!("{}: both --output and --save-direction", self.output.display());
         }
         let out_calibration = self.calibration.sample.create(&self.output, self.force, &inputs)?;
+        let page = self.report.open(self.force, &inputs, &[&self.output])?;
         let mut checkpoint = self.scoring.open(&self.output, &inputs)?;
         let parts = self.held_out.load(ui, &self.prompts, self.seed)?;
         let prompts = parts.used(self.seed);
@@ -138,12 +148,12 @@ impl Args {
         }
         let tokens = self.tokens.load(&model)?;
         let how = self.scoring.how(&markers, tokens.as_ref(), self.seed);
-        let (directions, subspace) = if let Some(direction) = given {
-            (vec![direction], None)
+        let (directions, choice, subspace) = if let Some(direction) = given {
+            (vec![direction], None, None)
         } else {
             let sets = [&train, &validation];
             let found = find(ui, &self.run, &model, sets, self.rank.rank, how, &mut checkpoint)?;
-            (found.directions, found.subspace)
+            (found.directions, Some(found.choice), found.subspace)
         };
         let directions = &directions[..];
         let files = out_directions.map(|out| out.save(directions)).transpose()?.unwrap_or_default();
@@ -168,17 +178,31 @@ impl Args {
         let options = Options { max_tokens: self.max_tokens, markers, seed: self.seed, ..Options::default() };
         let written = &rewritten.report.files[0];
         let proof = prove(ui, &self.run, &model, directions, written, &test, &options)?;
+        let story = match &page {
+            None => None,
+            Some(_) => {
+                let written = rewritten.report.files.iter().map(PathBuf::as_path).collect();
+                let files = [("model", file.paths()), ("written file", written)];
+                Some(report::story(ui, &self.run, &model, directions, &proof, &options, &files)?)
+            }
+        };
         let output = Output {
+            made: Made::by("abliterate"),
             model: self.model.display().to_string(),
             output: written.display().to_string(),
             prompts,
             direction: Chosen::of(&directions[0]),
             subspace: subspace.as_ref().map(|found| Grown::of(found, &files)),
+            choice: choice.as_ref(),
             before: &proof.before.0,
             ablated: &proof.ablated.0,
             after: &proof.after.0,
             rewritten: &rewritten,
+            story,
         };
+        if let Some(page) = page {
+            page.write_one(ui, &output)?;
+        }
         ui.print(&output, || {
             let place = output.direction.place();
             let further = subspace.as_ref().map_or(String::new(), steps::subspace_words);
@@ -260,10 +284,9 @@ pub fn prove<'m>(
     let test = tokenize_both(model, test)?;
     let sets = [&test[0], &test[1]];
     let base = Base::measure(ui, run, model, sets, options)?;
-    let vectors: Vec<&[f32]> = directions.iter().map(|d| &d.vector[..]).collect();
-    let ablation = Arc::new(Intervention::ablate(&vectors)?);
+    let erased = Arc::new(ablation(directions)?);
     let before = evaluate(ui, run, model, sets, None, &base, options)?;
-    let ablated = evaluate(ui, run, model, sets, Some(&ablation), &base, options)?;
+    let ablated = evaluate(ui, run, model, sets, Some(&erased), &base, options)?;
     let rewritten = run.load(written)?;
     let after = evaluate(ui, run, &rewritten, sets, None, &base, options)?;
     Ok(Proof { base, test, before, ablated, after })

@@ -12,6 +12,7 @@ use ggsteer::evaluate::run::{Evaluated, Evaluation, Options, Set};
 use ggsteer::gguf::{GgufFile, ModelSummary};
 use ggsteer::intervention::{Intervention, cosine};
 use ggsteer::prompts::split::{Parts, Used};
+use ggsteer::report::run::Made;
 use ggsteer::runtime::sampling::Sampler;
 use ggsteer::runtime::{GenerateOptions, Model, jobs};
 use ggsteer::select::{Candidate, Checkpoint, Error as SelectError};
@@ -23,6 +24,7 @@ use super::args::{
 use super::evaluate::{Base, evaluate, interval};
 use super::parts::{HeldOutArgs, used};
 use super::perplexity::{PerplexityArgs, Text};
+use super::report::ReportArgs;
 use super::select::TokenArgs;
 use super::steps;
 use super::ui::{Ui, bytes, percent, table};
@@ -65,11 +67,18 @@ pub struct Args {
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
+    report: ReportArgs,
+    /// Overwrite an existing --report and --png
+    #[arg(long, requires = "report")]
+    force: bool,
+    #[command(flatten)]
     run: RunArgs,
 }
 
 #[derive(Serialize)]
 struct Output {
+    #[serde(flatten)]
+    made: Made,
     prompts: Used,
     models: Vec<Compared>,
 }
@@ -145,6 +154,15 @@ struct Found {
 
 impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
+        let prompts = [self.prompts.paths(), self.held_out.paths()].concat();
+        let inputs: Vec<&Path> = self
+            .models
+            .iter()
+            .chain(&prompts)
+            .chain(&self.perplexity.perplexity)
+            .map(PathBuf::as_path)
+            .collect();
+        let page = self.report.open(self.force, &inputs, &[])?;
         let parts = self.held_out.load(ui, &self.prompts, self.seed)?;
         let used_prompts = parts.used(self.seed);
         let markers = self.markers.load()?;
@@ -189,7 +207,10 @@ impl Args {
             let found = self.find(ui, &model, &parts, &options)?;
             models.push(self.compared(ui, &model, found, &reference, sets, &options)?);
         }
-        let output = Output { prompts: used_prompts, models };
+        let output = Output { made: Made::by("compare"), prompts: used_prompts, models };
+        if let Some(page) = page {
+            page.write_one(ui, &output)?;
+        }
         ui.print(&output, || output.text())
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use ggsteer::direction::Direction;
+use ggsteer::direction::{Direction, ablation};
 use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::runtime::sampling::Sampler;
 use ggsteer::runtime::{Finish, GenerateOptions, Job, Model};
@@ -165,8 +165,7 @@ impl SteerArgs {
             return Ok(None);
         }
         let directions = erased(&self.ablate, self.block, model)?;
-        let vectors: Vec<Vec<f32>> = directions.into_iter().map(|d| d.vector).collect();
-        Ok(Some(Arc::new(Intervention::ablate(&vectors)?)))
+        Ok(Some(Arc::new(ablation(&directions)?)))
     }
 }
 

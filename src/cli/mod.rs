@@ -23,6 +23,7 @@ mod orthogonalize;
 mod parts;
 mod perplexity;
 mod quantize;
+mod report;
 mod rewrite;
 mod select;
 mod steps;
@@ -75,6 +76,7 @@ enum Command {
     Evaluate(evaluate::Args),
     Compare(compare::Args),
     Abliterate(abliterate::Args),
+    Report(report::Args),
     Demo(demo::Args),
     Worker(worker::Args),
     Doctor(doctor::Args),
@@ -105,6 +107,7 @@ impl Cli {
             Command::Evaluate(args) => args.run(ui),
             Command::Compare(args) => args.run(ui),
             Command::Abliterate(args) => args.run(ui),
+            Command::Report(args) => args.run(ui),
             Command::Demo(args) => args.run(ui),
             Command::Worker(args) => args.run(ui),
             Command::Doctor(args) => args.run(ui),

@@ -7,6 +7,7 @@ use ggsteer::activations::Contrast;
 use ggsteer::direction::Direction;
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::split::check_disjoint;
+use ggsteer::report::run::Made;
 use ggsteer::runtime::{Model, Token};
 use ggsteer::select::Choice;
 use ggsteer::select::grid::RefusalTokens;
@@ -87,6 +88,8 @@ impl TokenArgs {
 
 #[derive(Serialize)]
 struct Output<'a> {
+    #[serde(flatten)]
+    made: Made,
     model: String,
     output: String,
     direction: Chosen,
@@ -244,6 +247,7 @@ impl Args {
         let files = out.save(directions)?;
         checkpoint.remove()?;
         let output = Output {
+            made: Made::by("select"),
             model: self.model.display().to_string(),
             output: self.output.display().to_string(),
             direction: Chosen::of(&direction),

@@ -1,14 +1,17 @@
 //! The steps of the pipeline with their progress, as several subcommands take them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use ggsteer::activations::{Contrast, measure as measure_set, shared_positions};
+use ggsteer::analysis::{self, Analysis, Rows};
 use ggsteer::calibration::Collector;
 use ggsteer::direction::{Direction, Provenance};
 use ggsteer::evaluate::Markers;
 use ggsteer::evaluate::run::Set;
 use ggsteer::gguf::{GgufFile, fingerprint};
+use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
 use ggsteer::runtime::{Model, Prompt};
 use ggsteer::select::grid::RefusalTokens;
@@ -62,6 +65,31 @@ pub fn measure(
     let (harmful, harmless) = (measure(harmful)?, measure(harmless)?);
     bar.finish_and_clear();
     Ok(Contrast { harmful, harmless, source })
+}
+
+/// How two sets lie to each other at a position, and the harmful prompts under an ablation beside them.
+pub fn analyze(
+    ui: Ui,
+    run: &RunArgs,
+    model: &Model,
+    [harmful, harmless]: [&Set; 2],
+    ablation: Option<&Arc<Intervention>>,
+    position: i32,
+    coincide: f64,
+) -> Result<Analysis> {
+    let mut session = run.session(model, PARALLEL, longest([harmful, harmless]))?;
+    let n = harmful.prompts.len() * (1 + usize::from(ablation.is_some())) + harmless.prompts.len();
+    let bar = ui.progress(n, "measuring activations");
+    let mut measure = |set: &Set, intervention: Option<&Arc<Intervention>>| {
+        Rows::measure(&mut session, &set.prompts, position, intervention, &mut || bar.inc(1))
+    };
+    let (a, b) = (measure(harmful, None)?, measure(harmless, None)?);
+    let ablated = ablation.map(|ablation| measure(harmful, Some(ablation))).transpose()?;
+    bar.finish_and_clear();
+    let bar = ui.busy("finding principal components");
+    let analysis = analysis::analyze(&a, &b, ablated.as_ref(), coincide);
+    bar.finish_and_clear();
+    Ok(analysis)
 }
 
 fn n_tokens(prompt: &Prompt) -> u64 {

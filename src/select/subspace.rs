@@ -19,7 +19,7 @@ use super::checkpoint::Checkpoint;
 use super::pipeline::{self, Choice, Error, Request, Watch, select};
 use super::{Verdict, grid};
 use crate::activations::{Contrast, measure};
-use crate::direction::{Direction, Provenance};
+use crate::direction::{Direction, Provenance, ablation};
 use crate::evaluate::kl::refusal_score;
 use crate::evaluate::run::first_logits;
 use crate::intervention::Intervention;
@@ -153,7 +153,7 @@ pub fn grow(
     let request = Request { refusal_tokens: Some(tokens.clone()), ..request.clone() };
     let [harmful, harmless] = growth.train;
     let validation = grid::refused(session, request.prompts[0], ids, None)?;
-    let mut erased = ablation(&found.directions)?;
+    let mut erased = Arc::new(ablation(&found.directions)?);
     let mut before = probabilities(session, &validation, ids, &erased)?;
     while found.directions.len() < growth.rank {
         let refused = grid::refused(session, harmful, ids, Some(&erased))?;
@@ -175,7 +175,7 @@ pub fn grow(
         let looks = choice.candidates.len() - choice.selection.count(Verdict::LateLayer);
         let mut with = found.directions.clone();
         with.push(direction);
-        erased = ablation(&with)?;
+        erased = Arc::new(ablation(&with)?);
         let after = probabilities(session, &validation, ids, &erased)?;
         let gain = Gain::of(&before, &after, looks, growth.error);
         found.steps.push(Step { n_refused: refused.len(), choice, gain: Some(gain) });
@@ -188,11 +188,6 @@ pub fn grow(
         before = after;
     }
     Ok(found)
-}
-
-fn ablation(directions: &[Direction]) -> Result<Arc<Intervention>, Error> {
-    let vectors: Vec<&[f32]> = directions.iter().map(|d| &d.vector[..]).collect();
-    Ok(Arc::new(Intervention::ablate(&vectors)?))
 }
 
 /// Of the refusal tokens, after each prompt.
