@@ -5,11 +5,12 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::calibration::{Collector, outputs};
 use crate::direction::{Direction, DirectionError, Provenance};
 use crate::gguf::{GgufError, GgufFile, Writer};
-use crate::intervention::dot64;
+use crate::intervention::{Intervention, dot64};
 use crate::output::{OutputError, OutputFile};
 use crate::quant::{self, GgmlType};
 use crate::runtime::{CapturePlan, Error, Job, Prompt, Session, Site};
@@ -236,7 +237,8 @@ pub fn shared_positions<'a>(prompts: impl IntoIterator<Item = &'a Prompt>) -> us
     prompts.into_iter().map(|p| p.n_post.min(p.tokens.len())).min().unwrap_or(0).max(1)
 }
 
-/// Runs every prompt once and averages the stream at its last `n_pos` positions; `step` is called after each prompt.
+/// Runs every prompt once, under an intervention if one is given, and averages the stream at its last `n_pos`
+/// positions; `step` is called after each prompt.
 /// With a collector the same run samples the inputs of its targets; `prompts` are its sequences from `first` on.
 ///
 /// # Errors
@@ -245,6 +247,7 @@ pub fn measure(
     session: &mut Session<'_>,
     prompts: &[Prompt],
     n_pos: usize,
+    intervention: Option<&Arc<Intervention>>,
     mut collector: Option<(&mut Collector<'_>, usize)>,
     step: &mut dyn FnMut(),
 ) -> Result<Means, Error> {
@@ -252,8 +255,9 @@ pub fn measure(
     let mut means = Means::new(n_pos, model.n_block(), model.n_embd());
     let seen = outputs(model.n_vocab());
     let n_out = |p: &Prompt| if collector.is_some() { n_pos.max(seen(p.tokens.len())) } else { n_pos };
-    let jobs: Vec<Job<'_>> =
-        (prompts.iter()).map(|p| Job { tokens: &p.tokens, n_out: n_out(p), intervention: None }).collect();
+    let jobs: Vec<Job<'_>> = (prompts.iter())
+        .map(|p| Job { tokens: &p.tokens, n_out: n_out(p), intervention: intervention.cloned() })
+        .collect();
     let plan = collector.as_ref().map_or_else(CapturePlan::default, |(collector, _)| collector.plan());
     let plan = CapturePlan { stream: true, ..plan };
     let mut sink = |job: usize, position: i32, site: Site<'_>, row: &[f32]| match site {

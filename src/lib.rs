@@ -10,6 +10,7 @@
 //! evaluate: refusals, KL and perplexity of a plain, a steered or a rewritten model
 //! analysis: how the prompt sets lie in the stream
 //! chat: a conversation with a steered model, and what the directions read at every token
+//! report: all of this on one page
 //! ```
 //!
 //! `gguf`, `quant` and `rewrite` never see llama.cpp's runtime; `runtime` sees files only through llama.cpp.
@@ -28,11 +29,13 @@ pub mod evaluate;
 pub mod export;
 pub mod gguf;
 pub mod intervention;
+pub mod near;
 pub mod optimize;
 pub mod output;
 pub mod prompts;
 pub mod quant;
 pub mod random;
+pub mod report;
 pub mod rewrite;
 pub mod runtime;
 pub mod select;

@@ -48,7 +48,11 @@ fn sets(model: &Model) -> [Vec<Prompt>; 2] {
 
 fn session(model: &Model, n_batch: usize, n_threads: u32) -> Session<'_> {
     let n_threads = n_threads as usize;
-    Session::new(model, SessionOptions { n_ctx: 512, n_batch, n_seq: 8, n_threads, exact: true }).unwrap()
+    Session::new(
+        model,
+        SessionOptions { n_ctx: 512, n_batch, n_seq: 8, n_threads, exact: true, ..SessionOptions::default() },
+    )
+    .unwrap()
 }
 
 fn run(

@@ -53,7 +53,7 @@ fn direction() -> &'static Direction {
     static DIRECTION: OnceLock<Direction> = OnceLock::new();
     DIRECTION.get_or_init(|| {
         let mut session = session(32);
-        let mut mean = |name| measure(&mut session, &prompts(name, 48), 1, None, &mut || ()).unwrap();
+        let mut mean = |name| measure(&mut session, &prompts(name, 48), 1, None, None, &mut || ()).unwrap();
         let (harmful, harmless) = (mean("restricted-train"), mean("ordinary-train"));
         Contrast { harmful, harmless, source: Provenance::default() }.direction(-1, 4).unwrap()
     })

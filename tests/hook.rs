@@ -32,7 +32,14 @@ fn load(model: &tiny::Model, folder: &Path) -> Model {
 }
 
 fn exact() -> SessionOptions {
-    SessionOptions { n_ctx: 256, n_batch: 128, n_seq: 4, n_threads: 1, exact: true }
+    SessionOptions {
+        n_ctx: 256,
+        n_batch: 128,
+        n_seq: 4,
+        n_threads: 1,
+        exact: true,
+        ..SessionOptions::default()
+    }
 }
 
 /// Everything that one decode of whole sequences shows.
@@ -378,7 +385,8 @@ fn what_prompts_have_in_common_is_computed_once() {
     let own: usize = prompts.iter().map(|p| p.len() - TOKENS.len()).sum();
     // Batches of many groups, that end within a group, and of one job.
     for (n_batch, n_seq, n_ctx) in [(128, 16, 256), (24, 3, 96), (33, 2, 64), (128, 16, 30)] {
-        let options = SessionOptions { n_ctx, n_batch, n_seq, n_threads: 1, exact: true };
+        let options =
+            SessionOptions { n_ctx, n_batch, n_seq, n_threads: 1, exact: true, ..SessionOptions::default() };
         let mut session = Session::new(&model, options).unwrap();
         let mut seen: HashMap<(usize, usize), Vec<f32>> = HashMap::new();
         let mut logits: HashMap<usize, Vec<f32>> = HashMap::new();

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use ggsteer::direction::Direction;
+use ggsteer::direction::{Direction, ablation};
 use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::runtime::sampling::Sampler;
 use ggsteer::runtime::{Finish, GenerateOptions, Job, Model};
 use serde::Serialize;
 
-use super::args::{RunArgs, at_least_one, direction};
+use super::args::{RunArgs, at_least_one, check_company, direction};
 use super::ui::{Ui, warn};
 
 /// Answer one prompt, with a direction erased or added
@@ -165,8 +165,7 @@ impl SteerArgs {
             return Ok(None);
         }
         let directions = erased(&self.ablate, self.block, model)?;
-        let vectors: Vec<Vec<f32>> = directions.into_iter().map(|d| d.vector).collect();
-        Ok(Some(Arc::new(Intervention::ablate(&vectors)?)))
+        Ok(Some(Arc::new(ablation(&directions)?)))
     }
 }
 
@@ -176,6 +175,7 @@ pub fn erased(paths: &[PathBuf], block: Option<usize>, model: &Model) -> Result<
     for (path, _) in paths.iter().zip(&directions).filter(|(_, d)| d.meta.mode.as_deref() == Some("add")) {
         warn(&format!("{}: made to be added (glp.mode), and erased here", path.display()));
     }
+    check_company(&directions);
     Ok(directions)
 }
 

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::gguf::{GgufError, GgufFile, TensorInfo, Writer};
+use crate::intervention::{self, Intervention};
 use crate::output::{OutputError, OutputFile};
 use crate::quant::GgmlType;
 
@@ -112,6 +113,15 @@ pub enum DirectionError {
     /// The output file could not be written; the cause names it.
     #[error(transparent)]
     Write(GgufError),
+}
+
+/// Erases the span of these directions.
+///
+/// # Errors
+/// As [`Intervention::ablate`].
+pub fn ablation(directions: &[Direction]) -> Result<Intervention, intervention::Error> {
+    let vectors: Vec<&[f32]> = directions.iter().map(|d| &d.vector[..]).collect();
+    Intervention::ablate(&vectors)
 }
 
 /// What to do with the file instead.

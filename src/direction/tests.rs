@@ -36,6 +36,7 @@ fn comes_back_as_it_was_saved() {
         n_harmful: Some(128),
         n_harmless: Some(127),
         created_by: Some("ggsteer test".into()),
+        erased: vec!["12".repeat(32), "34".repeat(32)],
         mode: Some("project".into()),
         alpha_default: Some(1.0),
         hook_point: Some("l_out".into()),
