@@ -522,9 +522,9 @@ fn the_keyboard_stops_answers_and_leaves() {
     terminal.ended();
     assert!(!folder.path("state").exists(), "nothing is remembered");
 
-    let line = "chat sample.gguf --threads 1 --add d.gguf --scale 0.5 --meter colour -n 4";
+    let line = "chat sample.gguf --threads 1 --add d.gguf --scale 0.5 --meter colour -n 4 --ctx 256";
     let mut terminal = Terminal::open(&folder, line, &[("NO_COLOR", "1")]);
-    contains(&terminal.shown(), &["added × 0.5"]);
+    contains(&terminal.shown(), &["a context of 256 tokens, added × 0.5"]);
     let plain = terminal.enter(RESTRICTED);
     contains(&plain, &["(cut at 4 tokens)", "(block 4; harmless "]);
     assert!(!plain.contains("38;5;"), "{plain:?}");
@@ -541,6 +541,9 @@ fn like(line: &str) -> String {
     if line.contains(['│', '┼']) {
         return "│".into();
     }
+    // What a progress bar left behind is taken away, and the cursor moved back.
+    let line = line.rsplit("\x1b[2K").next().unwrap_or_default();
+    let line = line.trim_start_matches("\x1b[1A").trim_start_matches('\r');
     let sign = |c: char| match c {
         '0'..='9' => '#',
         '▁'..='█' => '▁',

@@ -95,7 +95,8 @@ impl Args {
         if directions.is_empty() && self.meter != Shown::Nothing {
             return Err(no_direction());
         }
-        let session = self.run.session(&model, LANES, model.n_ctx_train().min(CONTEXT))?;
+        let context = self.run.ctx.map_or(CONTEXT, |n| if n == 0 { usize::MAX } else { n as usize });
+        let session = self.run.session(&model, LANES, model.n_ctx_train().min(context))?;
         let options = Options { max_tokens: self.sample.max_tokens, sampler: self.sample.sampler() };
         let meter = Meter::new(self.meter, screen::colours(), &directions);
         let mut chat = Chat::new(session, options, directions, steering)?;
@@ -121,7 +122,7 @@ impl Args {
     }
 }
 
-/// Tokens of a conversation, unless the model's own context is shorter.
+/// Tokens of a conversation, unless --ctx says otherwise or the model's own context is shorter.
 const CONTEXT: usize = 8192;
 
 /// A conversation at a terminal or a pipe.
