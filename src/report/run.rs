@@ -66,7 +66,7 @@ pub(super) enum Run {
     Rewrite(Rewrite, Written),
     Verify(Verify),
     Compare(Compare),
-    Optimize(Optimize),
+    Optimize(Box<Optimize>),
 }
 
 /// The commands whose documents are known.
@@ -158,7 +158,10 @@ fn keys<T: DeserializeOwned>(file: &str, command: &str, json: Value) -> Result<T
     serde_path_to_error::deserialize(json).map_err(|error| Error::Key {
         file: file.into(),
         command: command.into(),
-        key: error.path().to_string(),
+        key: match error.path().to_string().as_str() {
+            "." => "(the whole)".into(),
+            path => path.into(),
+        },
         source: error.into_inner(),
     })
 }

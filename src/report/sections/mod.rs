@@ -113,7 +113,11 @@ fn short(file: &str) -> String {
 }
 
 fn percent(part: f64) -> String {
-    if part.is_finite() { format!("{:.1} %", 100.0 * part) } else { "–".into() }
+    match part {
+        p if !p.is_finite() => "–".into(),
+        p if p > 0.0 && p < 0.0005 => "less than 0.1 %".into(),
+        p => format!("{:.1} %", 100.0 * p),
+    }
 }
 
 fn interval(rate: &Rate) -> String {
