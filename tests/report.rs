@@ -290,7 +290,7 @@ fn each_command_has_its_section_and_all_fit_on_one_page() {
         (
             "optimize",
             format!(
-                "optimize {model} {direction} {test} --trials 3 -n 16 --threads 1 --save found --log log.jsonl"
+                "optimize {model} {direction} --directions d.gguf {test} --trials 3 -n 16 --threads 1 --save found --log log.jsonl"
             ),
         ),
     ];
