@@ -352,6 +352,15 @@ fn what_is_no_run_is_refused_and_nothing_is_written() {
         "candidates": [candidate], "scored_on": [[1, 1, 1]], "verdicts": ["not_a_number"], "chosen": 0});
     save(&folder, "select.json", &select);
     folder.accepts("report select.json -o select.html");
+    let mut odd = select.clone();
+    odd["model"] = json!("m\u{1b}[2J.gguf");
+    odd["candidates"][0]["bypass"] = json!(null);
+    odd["subspace"] = json!({"rank": 3});
+    save(&folder, "odd.json", &odd);
+    let [said, _] = folder.accepts("report odd.json -o odd.html");
+    assert!(!said.contains('\u{1b}'), "{said:?}");
+    let page = fs::read_to_string(folder.path("odd.html")).unwrap();
+    assert!(page.contains("the first of 3 erased together"), "{page}");
     let changed = |key: &str, value: Json| {
         let mut json = select.clone();
         json[key] = value;
