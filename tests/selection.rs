@@ -270,11 +270,12 @@ fn await_checkpoint(child: &mut Child, path: &Path, times: usize) -> bool {
     true
 }
 
-/// What a run printed, without the name of its output.
+/// What a run printed, without the name of its output and its arguments.
 fn outcome(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     json["output"].take();
+    json["arguments"].take();
     json.to_string()
 }
 

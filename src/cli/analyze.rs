@@ -6,11 +6,12 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use ggsteer::activations::shared_positions;
 use ggsteer::analysis::{Analysis, COINCIDE};
-use ggsteer::intervention::Intervention;
+use ggsteer::direction::ablation;
 use ggsteer::report::run::Made;
 use serde::Serialize;
 
-use super::args::{PromptArgs, RunArgs, describe, direction, tokenize_both};
+use super::args::{PromptArgs, RunArgs, describe, tokenize_both};
+use super::generate::erased;
 use super::steps;
 use super::ui::{Ui, percent, table};
 
@@ -31,9 +32,10 @@ pub struct Args {
     /// |cosine| from which on the first component and the difference in means count as one
     #[arg(long, value_name = "C", default_value_t = COINCIDE)]
     coincide: f64,
-    /// Show the harmful prompts in --json also with this direction erased, as `ggsteer report` draws them
+    /// Show the harmful prompts in --json also with this direction erased, as `ggsteer report` draws them; several erase
+    /// their span
     #[arg(long, value_name = "DIRECTION")]
-    ablate: Option<PathBuf>,
+    ablate: Vec<PathBuf>,
     /// Which block's direction to take from a file that holds several
     #[arg(long, value_name = "IL", requires = "ablate")]
     block: Option<usize>,
@@ -69,8 +71,8 @@ impl Args {
              every prompt",
             self.position
         );
-        let direction = self.ablate.as_deref().map(|path| direction(path, self.block, &model)).transpose()?;
-        let ablation = direction.map(|d| Intervention::ablate(&[&d.vector]).map(Arc::new)).transpose()?;
+        let erased = erased(&self.ablate, self.block, &model)?;
+        let ablation = if erased.is_empty() { None } else { Some(Arc::new(ablation(&erased)?)) };
         let sets = [&harmful, &harmless];
         let analysis =
             steps::analyze(ui, &self.run, &model, sets, ablation.as_ref(), self.position, self.coincide)?;
