@@ -10,12 +10,12 @@ use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
 use ggsteer::rewrite::{How, Options, Plan, RewriteError, Rounding, Written, execute};
-use ggsteer::runtime::{
-    CapturePlan, Captured, Item, Model, ModelOptions, Outputs, Session, SessionOptions, Site, Token,
-};
+use ggsteer::runtime::{CapturePlan, Captured, Item, Model, ModelOptions, Outputs, Site};
 
+mod exact;
 mod support;
 
+use exact::{difference, session, tokens};
 use support::architectures::table::{ADDED, NORMED};
 use support::architectures::{Head, N_BLOCK, N_EMBD, Spec};
 use support::tiny::{project_out, unit};
@@ -34,16 +34,7 @@ struct Run {
 
 fn run(path: &Path, intervention: Option<&Arc<Intervention>>) -> Run {
     let model = Model::load(path, &ModelOptions::default()).unwrap();
-    let options = SessionOptions {
-        n_ctx: 64,
-        n_batch: 64,
-        n_seq: 1,
-        n_threads: 1,
-        exact: true,
-        ..SessionOptions::default()
-    };
-    let mut session = Session::new(&model, options).unwrap();
-    let tokens: Vec<Token> = (0..40).map(|i| Token(i * 7 % 250)).collect();
+    let (mut session, tokens) = (session(&model), tokens(40));
     let intervention = intervention.map(Arc::clone);
     let item = Item { seq: 0, start: 0, tokens: &tokens, prompt: true, outputs: Outputs::All, intervention };
     let mut stream = vec![Vec::new(); N_BLOCK * tokens.len()];
@@ -56,12 +47,6 @@ fn run(path: &Path, intervention: Option<&Arc<Intervention>>) -> Run {
     session.decode(&[item], Some((&plan, &mut sink))).unwrap();
     assert!(stream.iter().all(|row| row.len() == N_EMBD));
     Run { logits: (0..tokens.len()).map(|i| session.logits(i).to_vec()).collect(), stream }
-}
-
-fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
-    let scale = b.iter().flatten().map(|x| f64::from(x.abs())).fold(0.0, f64::max);
-    let pairs = a.iter().flatten().zip(b.iter().flatten());
-    pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max) / scale
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {

@@ -7,37 +7,15 @@ use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
 use ggsteer::rewrite::{How, Options, Plan, Rounding, Tied, execute, verify_untouched};
-use ggsteer::runtime::{Item, Model, ModelOptions, Outputs, Session, SessionOptions, Token};
 
+mod exact;
 mod support;
 
+use exact::{difference, logits};
 use support::tiny::{self, Arch, Spec, unit};
 
 /// Largest difference of a logit, as a part of the largest logit.
 const TOLERANCE: f64 = 1e-4;
-
-fn logits(path: &Path, intervention: Option<Arc<Intervention>>) -> Vec<Vec<f32>> {
-    let model = Model::load(path, &ModelOptions::default()).unwrap();
-    let options = SessionOptions {
-        n_ctx: 128,
-        n_batch: 128,
-        n_seq: 1,
-        n_threads: 1,
-        exact: true,
-        ..SessionOptions::default()
-    };
-    let mut session = Session::new(&model, options).unwrap();
-    let tokens: Vec<Token> = (0..40).map(|i| Token(i * 7 % 250)).collect();
-    let item = Item { seq: 0, start: 0, tokens: &tokens, prompt: true, outputs: Outputs::All, intervention };
-    session.decode(&[item], None).unwrap();
-    (0..tokens.len()).map(|i| session.logits(i).to_vec()).collect()
-}
-
-fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
-    let scale = b.iter().flatten().map(|x| f64::from(x.abs())).fold(0.0, f64::max);
-    let pairs = a.iter().flatten().zip(b.iter().flatten());
-    pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max) / scale
-}
 
 fn rewrite(from: &Path, to: &Path, directions: &[Vec<f32>], tied: Tied) {
     let file = GgufFile::open(from).unwrap();

@@ -9,13 +9,12 @@ use ggsteer::export::lora::{LeftOut, Lora, Reason};
 use ggsteer::gguf::{GgufFile, Value};
 use ggsteer::intervention::{Basis, Intervention, Positions};
 use ggsteer::output::OutputFile;
-use ggsteer::runtime::{
-    Error, FileType, Item, Model, ModelOptions, Outputs, QuantizeOptions, Session, SessionOptions, Stock,
-    Token, quantize,
-};
+use ggsteer::runtime::{Error, FileType, QuantizeOptions, Stock, Token, quantize};
 
+mod exact;
 mod support;
 
+use exact::{difference, logits, tokens};
 use support::tiny::{self, Arch, Spec, Tensor, project_out, unit};
 use support::writer;
 
@@ -48,40 +47,16 @@ impl Bench {
     fn with_lora(&self, scale: f32) -> Vec<Vec<f32>> {
         let mut stock = Stock::load(&self.model, 64, 1).unwrap();
         stock.set_lora(&self.export, scale).unwrap();
-        stock.logits(&tokens()).unwrap()
+        stock.logits(&tokens(40)).unwrap()
     }
 }
 
-fn tokens() -> Vec<Token> {
-    (0..40).map(|i| Token(i * 7 % 250)).collect()
+fn hooked(path: &Path, intervention: Intervention) -> Vec<Vec<f32>> {
+    logits(path, Some(Arc::new(intervention)))
 }
 
 fn plain(path: &Path) -> Vec<Vec<f32>> {
-    Stock::load(path, 64, 1).unwrap().logits(&tokens()).unwrap()
-}
-
-fn hooked(path: &Path, intervention: Intervention) -> Vec<Vec<f32>> {
-    let model = Model::load(path, &ModelOptions::default()).unwrap();
-    let options = SessionOptions {
-        n_ctx: 64,
-        n_batch: 64,
-        n_seq: 1,
-        n_threads: 1,
-        exact: true,
-        ..SessionOptions::default()
-    };
-    let mut session = Session::new(&model, options).unwrap();
-    let (tokens, intervention) = (tokens(), Some(Arc::new(intervention)));
-    let item = Item { seq: 0, start: 0, tokens: &tokens, prompt: true, outputs: Outputs::All, intervention };
-    session.decode(&[item], None).unwrap();
-    (0..tokens.len()).map(|i| session.logits(i).to_vec()).collect()
-}
-
-/// Largest difference of a logit, as a part of the largest logit.
-fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
-    let scale = b.iter().flatten().map(|x| f64::from(x.abs())).fold(0.0, f64::max);
-    let pairs = a.iter().flatten().zip(b.iter().flatten());
-    pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max) / scale
+    Stock::load(path, 64, 1).unwrap().logits(&tokens(40)).unwrap()
 }
 
 /// A llama whose blocks have 4 experts, 2 for each token, in place of one FFN.
@@ -263,7 +238,7 @@ fn a_control_vector_in_stock_llama_cpp_is_our_addition() {
             exported.save(&bench.export, true).unwrap();
             let mut stock = Stock::load(&bench.model, 64, 1).unwrap();
             stock.set_control_vector(&bench.export, 1.0).unwrap();
-            let theirs = stock.logits(&tokens()).unwrap();
+            let theirs = stock.logits(&tokens(40)).unwrap();
             let ours = Intervention::add(block, &vector, scale, Positions::All).unwrap();
             let ours = hooked(&bench.model, ours);
             let (moved, apart) = (difference(&plain, &ours), difference(&theirs, &ours));

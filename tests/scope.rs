@@ -1,11 +1,12 @@
 //! Parts and variants of an edit, through the program and the library: which writers, how much of it, lengths, additions.
 
+mod exact;
 mod program;
 mod support;
 
-use std::path::Path;
 use std::sync::Arc;
 
+use exact::{difference, logits};
 use ggsteer::activations::{Contrast, Means};
 use ggsteer::direction::{Direction, Provenance};
 use ggsteer::gguf::{GgufFile, TensorInfo};
@@ -13,7 +14,6 @@ use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::output::OutputFile;
 use ggsteer::quant;
 use ggsteer::rewrite::{How, Options, Plan, Scope, execute, verify_untouched};
-use ggsteer::runtime::{Item, Model, ModelOptions, Outputs, Session, SessionOptions, Token};
 use program::{Folder, spec};
 use serde_json::Value as Json;
 use support::split;
@@ -228,30 +228,6 @@ fn a_direction_is_made_orthogonal_to_the_harmless_mean() {
     folder.refuses(&line("along.gguf"), &["along.gguf", "direction is zero"]);
 }
 
-fn logits(path: &Path, intervention: Option<Intervention>) -> Vec<Vec<f32>> {
-    let model = Model::load(path, &ModelOptions::default()).unwrap();
-    let options = SessionOptions {
-        n_ctx: 64,
-        n_batch: 64,
-        n_seq: 1,
-        n_threads: 1,
-        exact: true,
-        ..SessionOptions::default()
-    };
-    let mut session = Session::new(&model, options).unwrap();
-    let tokens: Vec<Token> = (0..30).map(|i| Token(i * 7 % 250)).collect();
-    let intervention = intervention.map(Arc::new);
-    let item = Item { seq: 0, start: 0, tokens: &tokens, prompt: true, outputs: Outputs::All, intervention };
-    session.decode(&[item], None).unwrap();
-    (0..tokens.len()).map(|i| session.logits(i).to_vec()).collect()
-}
-
-fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
-    let scale = b.iter().flatten().map(|x| f64::from(x.abs())).fold(0.0, f64::max);
-    let pairs = a.iter().flatten().zip(b.iter().flatten());
-    pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max) / scale
-}
-
 #[test]
 fn an_addition_in_the_file_is_the_addition_of_the_hook() {
     let folder = folder();
@@ -269,7 +245,7 @@ fn an_addition_in_the_file_is_the_addition_of_the_hook() {
             let line = format!("orthogonalize model.gguf {line} --add v.gguf --scale -3 --force -o out.gguf");
             json(&folder, &line);
             let plain = logits(&folder.path("model.gguf"), None);
-            let hooked = logits(&folder.path("model.gguf"), Some(hook));
+            let hooked = logits(&folder.path("model.gguf"), Some(Arc::new(hook)));
             let written = logits(&folder.path("out.gguf"), None);
             let (moved, apart) = (difference(&plain, &hooked), difference(&written, &hooked));
             println!("{arch:?} {line}: plain to hook {moved:.3}, file to hook {apart:.2e}");
