@@ -21,6 +21,7 @@ pub mod activations;
 pub mod analysis;
 pub mod arch;
 pub mod calibration;
+pub mod card;
 pub mod direction;
 pub mod evaluate;
 pub mod export;

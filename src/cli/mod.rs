@@ -4,6 +4,7 @@ mod abliterate;
 mod analyze;
 mod args;
 mod calibrate;
+mod card;
 mod compare;
 mod demo;
 mod evaluate;
@@ -58,6 +59,7 @@ enum Command {
     Generate(generate::Args),
     Orthogonalize(orthogonalize::Args),
     Export(export::Args),
+    Card(card::Args),
     Quantize(quantize::Args),
     Verify(verify::Args),
     Evaluate(evaluate::Args),
@@ -80,6 +82,7 @@ impl Cli {
             Command::Generate(args) => args.run(ui),
             Command::Orthogonalize(args) => args.run(ui),
             Command::Export(args) => args.run(ui),
+            Command::Card(args) => args.run(ui),
             Command::Quantize(args) => args.run(ui),
             Command::Verify(args) => args.run(ui),
             Command::Evaluate(args) => args.run(ui),
