@@ -10,6 +10,7 @@
 //! `GGSTEER_UPDATE_DOCS=docs/guide.md` those of that page alone.
 
 mod document;
+mod examples;
 mod exceptions;
 mod quoted;
 mod scratch;
