@@ -3,6 +3,15 @@
 //!
 //! Everything said comes from the file itself (its metadata and the [`Record`] that the rewriter left in it) and from the
 //! JSON of runs ([`Run`]). What neither says is left out, never guessed.
+//!
+//! ```
+//! use ggsteer::card::{markdown, shell, yaml};
+//!
+//! // What a file calls itself is text, wherever it stands.
+//! assert_eq!(markdown("<b>*x*</b>"), r"&lt;b&gt;\*x\*&lt;/b&gt;");
+//! assert_eq!(yaml("a: \"b\""), r#""a: \"b\"""#);
+//! assert_eq!(shell("it's.gguf"), r"'it'\''s.gguf'");
+//! ```
 #![forbid(unsafe_code)]
 
 mod escape;
