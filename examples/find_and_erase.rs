@@ -16,6 +16,9 @@ use ggsteer::select::race::Race;
 use ggsteer::select::{Checkpoint, Request, Rules, select};
 
 /// The answers without and with the direction erased.
+///
+/// # Errors
+/// The library's: each names the file and what is wrong with it.
 pub fn run(model: &str, sets: [&str; 4], question: &str, n_threads: usize) -> Result<[String; 2]> {
     let model = Model::load(Path::new(model), &ModelOptions::default())?;
     let mut session = Session::new(&model, SessionOptions { n_threads, ..SessionOptions::default() })?;

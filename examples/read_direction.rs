@@ -7,6 +7,9 @@ use ggsteer::direction::Direction;
 use ggsteer::intervention::cosine;
 
 /// A line on each, and one on both.
+///
+/// # Errors
+/// The library's: each names the file and what is wrong with it.
 pub fn run(paths: &[&Path]) -> Result<Vec<String>> {
     let directions: Vec<Direction> =
         paths.iter().map(|path| Direction::load(path, None)).collect::<Result<_, _>>()?;

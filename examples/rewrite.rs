@@ -10,10 +10,13 @@ use ggsteer::output::OutputFile;
 use ggsteer::rewrite::{How, Options, Plan, Record, Report, Rounding, execute, verify_untouched};
 
 /// What was written, tensor by tensor.
+///
+/// # Errors
+/// The library's: each names the file and what is wrong with it.
 pub fn run(model: &Path, direction: &Path, out: &Path) -> Result<Report> {
     let file = GgufFile::open(model)?;
     let direction = Direction::load(direction, None)?;
-    let plan = Plan::new(&file, &[direction.vector.clone()], Options::default())?;
+    let plan = Plan::new(&file, std::slice::from_ref(&direction.vector), Options::default())?;
     let record = Record::new("orthogonalize", &file, &[direction]).of_plan(&plan);
     // Its path is tried now, and has a file only when all is well.
     let output = OutputFile::create(out, false, &[model])?;

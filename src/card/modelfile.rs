@@ -32,7 +32,7 @@ pub fn write(card: &Card) -> String {
         }
         None => {
             text +=
-                "# No TEMPLATE: the file has no chat template. Add the one that the model was trained on.\n"
+                "# No TEMPLATE: the file has no chat template. Add the one that the model was trained on.\n";
         }
     }
     for stop in &card.stops {

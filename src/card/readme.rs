@@ -68,7 +68,7 @@ fn title(card: &Card) -> String {
 fn introduction(card: &Card) -> String {
     let file = markdown(&card.file);
     let base = match &card.base_model {
-        Some(name) => format!("[{0}](https://huggingface.co/{0})", name),
+        Some(name) => format!("[{name}](https://huggingface.co/{name})"),
         None => "a model whose file does not say where it is from".into(),
     };
     match &card.kind {
@@ -114,7 +114,7 @@ fn done(card: &Card) -> String {
             ));
         }
         Kind::Lora { .. } => {
-            items.push("Every tensor that writes the residual stream is in the adapter.".into())
+            items.push("Every tensor that writes the residual stream is in the adapter.".into());
         }
         Kind::ControlVector { origin, .. } => {
             if let Some(position) = origin.position {
@@ -195,7 +195,7 @@ fn of_record(record: &Record) -> Vec<String> {
             );
         }
         Some(Tied::Skip) => {
-            items.push("The token embedding is the output head too, and was left as it is.".into())
+            items.push("The token embedding is the output head too, and was left as it is.".into());
         }
         None => {}
     }
@@ -356,7 +356,7 @@ fn running(card: &Card) -> String {
         }
         Kind::Model(_) => text += "\nThe Modelfile and the model lie in the same folder.\n",
         Kind::Lora { .. } | Kind::ControlVector { .. } => {
-            text += "\nmodel.gguf stands for the model it was made for.\n"
+            text += "\nmodel.gguf stands for the model it was made for.\n";
         }
     }
     text

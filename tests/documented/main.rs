@@ -12,6 +12,7 @@
 mod document;
 mod examples;
 mod exceptions;
+mod flags;
 mod quoted;
 mod scratch;
 
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
+use regex::Regex;
 
 use document::{Document, Group};
 use exceptions::Way;
@@ -51,13 +53,41 @@ fn every_documented_command_runs_and_prints_what_is_quoted() {
     assert!(problems.is_empty(), "\n{}", problems.join("\n\n"));
 }
 
+/// `src/a.rs`: `item`, `item` of the documents: the file is there, and the items are in it.
+#[test]
+fn what_the_documents_point_at_is_there() {
+    let place =
+        Regex::new(r"`((?:src|tests|benches|examples|scripts)/[\w./-]+)`(?::((?:\s*`\w+`,?)+))?").unwrap();
+    let item = Regex::new(r"`(\w+)`").unwrap();
+    let mut places = 0;
+    for document in documents() {
+        for found in place.captures_iter(&fs::read_to_string(&document).unwrap()) {
+            let path = root().join(&found[1]);
+            assert!(path.exists(), "{}: {} is not there", document.display(), &found[1]);
+            for name in item.captures_iter(found.get(2).map_or("", |items| items.as_str())) {
+                let pattern = format!(r"(?:fn|struct|enum|trait|const) {}\b", &name[1]);
+                let text = fs::read_to_string(&path).unwrap();
+                assert!(
+                    Regex::new(&pattern).unwrap().is_match(&text),
+                    "{}: no {} in {}",
+                    document.display(),
+                    &name[1],
+                    &found[1]
+                );
+                places += 1;
+            }
+        }
+    }
+    assert!(places > 20, "{places} items");
+}
+
 /// Runs a document; what is wrong with it.
 fn check(path: &Path, update: bool) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap();
     let name = path.strip_prefix(root()).unwrap().display().to_string();
     let document = Document::parse(&text);
     let mut problems: Vec<String> = (document.loose.iter())
-        .filter(|quote| !exceptions::is_no_quote(&name, &document.lines[quote.start]))
+        .filter(|quote| !exceptions::is_no_quote(&name, document.lines[quote.start]))
         .map(|quote| format!("{name}:{}: a text block that no command stands before", quote.start))
         .collect();
     let scratch = Scratch::new();
