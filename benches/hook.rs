@@ -133,8 +133,14 @@ fn main() {
 
     let threads = std::thread::available_parallelism().unwrap().get();
     let model = Model::load(&path, &ModelOptions::default()).unwrap();
-    let options =
-        SessionOptions { n_ctx: 1024, n_batch: PREFILL, n_seq: 1, n_threads: threads, exact: false };
+    let options = SessionOptions {
+        n_ctx: 1024,
+        n_batch: PREFILL,
+        n_seq: 1,
+        n_threads: threads,
+        exact: false,
+        ..SessionOptions::default()
+    };
     let mut session = Session::new(&model, options).unwrap();
 
     // The bare context: llama-cpp-2 alone, the same model and sizes, no callback.

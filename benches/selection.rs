@@ -102,7 +102,7 @@ fn passes_against_bare(model: &Model, contrast: &Contrast) {
         for which in order {
             let start = Instant::now();
             match which {
-                0 => drop(measure(&mut session, &training, n_pos, None, &mut || ()).unwrap()),
+                0 => drop(measure(&mut session, &training, n_pos, None, None, &mut || ()).unwrap()),
                 1 => drop(bare(&mut context, &training)),
                 2 => scores(&mut session, [&harmful, &harmless], [&ablate, &add], &base),
                 _ => drop(bare(&mut context, &grid)),

@@ -30,8 +30,8 @@ pub fn run(model: &str, sets: [&str; 4], question: &str, n_threads: usize) -> Re
 
     let n_pos = shared_positions(prompts[0].iter().chain(&prompts[1]));
     let contrast = Contrast {
-        harmful: measure(&mut session, &prompts[0], n_pos, None, &mut || ())?,
-        harmless: measure(&mut session, &prompts[1], n_pos, None, &mut || ())?,
+        harmful: measure(&mut session, &prompts[0], n_pos, None, None, &mut || ())?,
+        harmless: measure(&mut session, &prompts[1], n_pos, None, None, &mut || ())?,
         source: Provenance { architecture: Some(model.architecture()), ..Provenance::default() },
     };
     let request = Request {
@@ -40,6 +40,7 @@ pub fn run(model: &str, sets: [&str; 4], question: &str, n_threads: usize) -> Re
         refusal_tokens: None,
         markers: &Markers::default(),
         rules: Rules::default(),
+        erased: &[],
         race: Some(Race::default()),
         seed: 0,
     };

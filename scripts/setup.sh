@@ -1,10 +1,12 @@
 #!/bin/sh
-# Makes this machine able to build ggsteer: finds or installs CMake and libclang, and picks ggml's processor flags.
+# Makes this machine able to build ggsteer: finds or installs CMake and libclang, and picks ggml's options.
 #
 # llama.cpp is compiled with CMake, and its Rust bindings are generated with libclang. Missing ones come from the
 # system's packages where that needs no password, else as Python wheels into .tools/. What was found is written to
 # .cargo/config.toml, the one place from which make and plain cargo take it, so that there is one build of llama.cpp.
 # A run that finds everything in place changes nothing and says nothing.
+#
+# With the argument `test` it also finds or installs what only tests need: Python's GGUF reader and a Chromium.
 #
 # GGSTEER_SETUP=wheels takes the wheels even where the system could give the packages.
 set -eu
@@ -157,6 +159,30 @@ if [ "${1:-}" = test ] && have python3 && ! PYTHONPATH=$reader python3 -c 'impor
         fail "$gguf_wheel could not be installed (see $log): install pip or venv (Debian: python3-venv)"
 fi
 
+# A test opens a report in a browser.
+has_chromium() {
+    [ -n "${CHROMIUM:-}" ] && return 0
+    for name in chromium chromium-browser google-chrome google-chrome-stable chrome; do
+        have "$name" && return 0
+    done
+    first_file "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome" \
+        /Applications/Chromium.app/Contents/MacOS/Chromium >/dev/null
+}
+if [ "${1:-}" = test ] && [ "${GGSTEER_NO_BROWSER:-}" != 1 ] && ! has_chromium; then
+    mkdir -p .tools
+    say "installing chromium: a test opens a report in a browser"
+    if have apt-get && can_be_root; then
+        as_root apt-get update >>"$log" 2>&1 || true
+        as_root apt-get install --yes --no-install-recommends chromium >>"$log" 2>&1 || true
+    elif have dnf && can_be_root; then
+        as_root dnf install --assumeyes chromium >>"$log" 2>&1 || true
+    elif have brew; then
+        brew install --cask chromium >>"$log" 2>&1 || true
+    fi
+    has_chromium || fail "chromium could not be installed (see $log): install it, or say where a Chromium or Chrome is" \
+        "with CHROMIUM=/path, or leave its tests out with GGSTEER_NO_BROWSER=1"
+fi
+
 # ggml's options for this processor, as lines NAME=ON. Measured with scripts/flags-bench.sh on a processor with AVX-512 (12
 # blocks of 1024): against the AVX2 baseline the three AVX-512 options give prefill x1.25 (Q8_0), x1.26 (Q4_K) and
 # x1.52 (F16), decode x0.99 to x1.05, and decode of eight sequences x1.19 to x1.24. AVX_VNNI is not measured.
@@ -205,7 +231,9 @@ config_text() {
     fi
 }
 
-flags=$(processor_flags)
+# llama.cpp's RPC backend, for `--rpc` and `ggsteer worker`. Without RDMA: ggml would link libibverbs wherever it finds
+# it, and the program would then not start on a machine without.
+flags="$(processor_flags) GGML_RPC=ON GGML_RPC_RDMA=OFF"
 text=$(config_text)
 if [ ! -e "$config" ] || [ "$(head -n 1 "$config")" = "$marker" ]; then
     if [ "$text" != "$(cat "$config" 2>/dev/null || true)" ]; then
@@ -223,12 +251,12 @@ fi
 # CMake does not look at its options again once it has run, so a llama.cpp built with others is built anew.
 for cache in "${CARGO_TARGET_DIR:-target}"/release/build/llama-cpp-sys-2-*/out/build/CMakeCache.txt; do
     [ -f "$cache" ] || continue
-    for option in SSE42 AVX AVX2 FMA F16C BMI2 AVX512 AVX512_VBMI AVX512_VNNI AVX_VNNI; do
+    for option in SSE42 AVX AVX2 FMA F16C BMI2 AVX512 AVX512_VBMI AVX512_VNNI AVX_VNNI RPC; do
         wanted=$(printenv "GGML_$option" || sed -n "s/^GGML_$option = \"\(.*\)\"/\1/p" "$config")
-        case $option in AVX512* | AVX_VNNI) default=OFF ;; *) default=ON ;; esac
+        case $option in AVX512* | AVX_VNNI | RPC) default=OFF ;; *) default=ON ;; esac
         found=$(sed -n "s/^GGML_$option:[A-Z]*=//p" "$cache")
         if [ -n "$found" ] && [ "$found" != "${wanted:-$default}" ]; then
-            say "llama.cpp was built for another processor (GGML_$option=$found): building it again"
+            say "llama.cpp was built with other options (GGML_$option=$found): building it again"
             cargo clean --quiet --release -p llama-cpp-sys-2
             break 2
         fi

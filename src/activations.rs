@@ -17,10 +17,12 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::calibration::{Collector, outputs};
 use crate::direction::{Direction, DirectionError, Provenance};
 use crate::gguf::{GgufError, GgufFile, Writer};
+use crate::intervention::{Intervention, dot64};
 use crate::output::{OutputError, OutputFile};
 use crate::quant::{self, GgmlType};
 use crate::runtime::{CapturePlan, Error, Job, Prompt, Session, Site};
@@ -148,6 +150,9 @@ impl Contrast {
         let meta = Provenance { position: Some(position), ..self.source.clone() };
         let mut direction = Direction::new(self.difference(position, block), block, meta)?;
         direction.meta.raw_norm = Some(direction.norm());
+        let unit: Vec<f64> = direction.unit().into_iter().map(f64::from).collect();
+        let reading = |means: &Means| dot64(&unit, &means.mean(position, block));
+        direction.meta.readings = Some((reading(&self.harmless), reading(&self.harmful)));
         Ok(direction)
     }
 
@@ -244,7 +249,8 @@ pub fn shared_positions<'a>(prompts: impl IntoIterator<Item = &'a Prompt>) -> us
     prompts.into_iter().map(|p| p.n_post.min(p.tokens.len())).min().unwrap_or(0).max(1)
 }
 
-/// Runs every prompt once and averages the stream at its last `n_pos` positions; `step` is called after each prompt.
+/// Runs every prompt once, under an intervention if one is given, and averages the stream at its last `n_pos`
+/// positions; `step` is called after each prompt.
 /// With a collector the same run samples the inputs of its targets; `prompts` are its sequences from `first` on.
 ///
 /// # Errors
@@ -253,6 +259,7 @@ pub fn measure(
     session: &mut Session<'_>,
     prompts: &[Prompt],
     n_pos: usize,
+    intervention: Option<&Arc<Intervention>>,
     mut collector: Option<(&mut Collector<'_>, usize)>,
     step: &mut dyn FnMut(),
 ) -> Result<Means, Error> {
@@ -260,13 +267,14 @@ pub fn measure(
     let mut means = Means::new(n_pos, model.n_block(), model.n_embd());
     let seen = outputs(model.n_vocab());
     let n_out = |p: &Prompt| if collector.is_some() { n_pos.max(seen(p.tokens.len())) } else { n_pos };
-    let jobs: Vec<Job<'_>> =
-        (prompts.iter()).map(|p| Job { tokens: &p.tokens, n_out: n_out(p), intervention: None }).collect();
+    let jobs: Vec<Job<'_>> = (prompts.iter())
+        .map(|p| Job { tokens: &p.tokens, n_out: n_out(p), intervention: intervention.cloned() })
+        .collect();
     let plan = collector.as_ref().map_or_else(CapturePlan::default, |(collector, _)| collector.plan());
     let plan = CapturePlan { stream: true, ..plan };
     let mut sink = |job: usize, position: i32, site: Site<'_>, row: &[f32]| match site {
         Site::Block(block) if position >= -(n_pos as i32) => means.add(position, block, row),
-        Site::Block(_) => {}
+        Site::Block(_) | Site::Probe(_) => {}
         Site::WriterInput(_) | Site::ExpertInput(..) => {
             if let Some((collector, first)) = &mut collector {
                 collector.add(*first + job, position, site, row);
@@ -291,6 +299,13 @@ mod tests {
         let source = Provenance { model_name: Some("tiny".into()), ..Provenance::default() };
         let contrast = Contrast { harmful, harmless, source };
         assert_eq!(contrast.difference(-2, 1), [1.0, 3.0]);
+        let direction = contrast.direction(-2, 1).unwrap();
+        let (harmless, harmful) = direction.meta.readings.unwrap();
+        assert!(
+            (harmful - harmless - direction.norm()).abs() < 1e-6,
+            "they lie the direction's length apart"
+        );
+        assert!((harmless - 4.0 / 10f64.sqrt()).abs() < 1e-6);
         assert!(contrast.difference(-1, 0)[0].is_nan(), "nothing measured there");
         let all: Vec<_> = contrast.candidates().collect();
         assert_eq!((all.len(), all[0], all[5]), (6, (-1, 0), (-2, 2)));

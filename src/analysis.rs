@@ -17,12 +17,16 @@
 //! ```
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use ndarray::{Array1, Array2, ArrayView1, Axis};
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::evaluate::null_as_nan;
+use crate::intervention::Intervention;
 use crate::random::SplitMix64;
-use crate::runtime::{CapturePlan, Error, Job, Prompt, Session, Site};
+use crate::runtime::{CapturePlan, Error, Job, Prompt, Session, Site, jobs};
 
 /// |cos(PC1, difference in means)| from which on the two count as one.
 pub const COINCIDE: f64 = 0.9;
@@ -35,8 +39,8 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Runs every prompt once and keeps the stream at `position` (−1 is the last token) of each, at the output of every
-    /// block: prompts × n_block × n_embd × 4 bytes. `step` is called after each prompt.
+    /// Runs every prompt once, under `intervention`, and keeps the stream at `position` (−1 is the last token) of each, at
+    /// the output of every block: prompts × n_block × n_embd × 4 bytes. `step` is called after each prompt.
     ///
     /// # Errors
     /// As [`Session::prefill`].
@@ -47,6 +51,7 @@ impl Rows {
         session: &mut Session<'_>,
         prompts: &[Prompt],
         position: i32,
+        intervention: Option<&Arc<Intervention>>,
         step: &mut dyn FnMut(),
     ) -> Result<Self, Error> {
         let model = session.model();
@@ -55,7 +60,7 @@ impl Rows {
         let n_out = position.unsigned_abs() as usize;
         assert!(position < 0 && prompts.iter().all(|p| p.tokens.len() >= n_out), "position {position}");
         let jobs: Vec<Job<'_>> =
-            prompts.iter().map(|p| Job { tokens: &p.tokens, n_out, intervention: None }).collect();
+            jobs(prompts, intervention).into_iter().map(|job| Job { n_out, ..job }).collect();
         let plan = CapturePlan { stream: true, ..CapturePlan::default() };
         let mut sink = |job: usize, at: i32, site: Site<'_>, row: &[f32]| {
             if let (Site::Block(block), true) = (site, at == position) {
@@ -80,31 +85,39 @@ impl Rows {
 }
 
 /// What one block shows.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct BlockAnalysis {
     /// 0-based: its output.
     pub block: usize,
     /// The share of the variance of both sets together that lies along the first principal component, 0 to 1.
+    #[serde(deserialize_with = "null_as_nan")]
     pub pc1_variance: f64,
     /// The chance that a harmful prompt projects further along it than a harmless one, ties half; the component's sign
     /// is that of the difference, so it is rarely below 0.5. No label went into the component.
+    #[serde(deserialize_with = "null_as_nan")]
     pub pc1_auc: f64,
     /// |cos| between the component and the difference in means.
+    #[serde(deserialize_with = "null_as_nan")]
     pub pc1_cosine: f64,
     /// The same chance along the difference in means, each half of the prompts projected on the difference of the other.
+    #[serde(deserialize_with = "null_as_nan")]
     pub difference_auc: f64,
     /// ‖mean(harmful)‖.
+    #[serde(deserialize_with = "null_as_nan")]
     pub harmful_norm: f64,
     /// ‖mean(harmless)‖.
+    #[serde(deserialize_with = "null_as_nan")]
     pub harmless_norm: f64,
     /// ‖mean(harmful) − mean(harmless)‖.
+    #[serde(deserialize_with = "null_as_nan")]
     pub difference_norm: f64,
     /// That norm over the spread of the sets about their own means along the difference (pooled standard deviation).
+    #[serde(deserialize_with = "null_as_nan")]
     pub signal_to_noise: f64,
 }
 
 /// All blocks, and where the two directions become one.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Analysis {
     /// In order.
     pub blocks: Vec<BlockAnalysis>,
@@ -112,24 +125,72 @@ pub struct Analysis {
     pub coincide_at: f64,
     /// The first block from which on, to the last, `pc1_cosine` is at least that; none where the last one's is not.
     pub coincide_from: Option<usize>,
+    /// Where the prompts lie, in the order of the blocks.
+    pub scatter: Vec<Scatter>,
 }
 
-/// Analyses every block. Both sets need two prompts at least.
+/// The prompts of one block on the first two principal components of both sets together, centred on their mean.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Scatter {
+    /// 0-based: its output.
+    pub block: usize,
+    /// The share of the variance that lies along the second component, 0 to 1.
+    #[serde(deserialize_with = "null_as_nan")]
+    pub pc2_variance: f64,
+    /// Prompts that show the behaviour.
+    pub harmful: Points,
+    /// Prompts that do not.
+    pub harmless: Points,
+    /// The first again, with a direction erased.
+    pub ablated: Option<Points>,
+}
+
+/// Coordinates, to four significant digits, of at most [`SHOWN`] prompts, evenly spaced over the set.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Points {
+    /// Along the first component.
+    #[serde(deserialize_with = "nulls_as_nan")]
+    pub pc1: Vec<f64>,
+    /// Along the second.
+    #[serde(deserialize_with = "nulls_as_nan")]
+    pub pc2: Vec<f64>,
+}
+
+fn nulls_as_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
+    let values: Vec<Option<f64>> = Deserialize::deserialize(deserializer)?;
+    Ok(values.into_iter().map(|x| x.unwrap_or(f64::NAN)).collect())
+}
+
+/// The most prompts of a set in a [`Scatter`].
+pub const SHOWN: usize = 128;
+
+/// Analyses every block. Both sets need two prompts at least; `ablated` are the harmful ones with a direction erased,
+/// which are shown and take no part in any figure.
 ///
 /// # Panics
-/// Where the two are not of one model.
+/// Where these are not of one model.
 #[must_use]
-pub fn analyze(harmful: &Rows, harmless: &Rows, coincide_at: f64) -> Analysis {
-    assert_eq!((harmful.n_embd, harmful.blocks.len()), (harmless.n_embd, harmless.blocks.len()));
-    let one = |block: usize| of_block(block, &harmful.of(block), &harmless.of(block));
-    let blocks: Vec<BlockAnalysis> = (0..harmful.blocks.len()).into_par_iter().map(one).collect();
+pub fn analyze(harmful: &Rows, harmless: &Rows, ablated: Option<&Rows>, coincide_at: f64) -> Analysis {
+    for other in [Some(harmless), ablated].into_iter().flatten() {
+        assert_eq!((harmful.n_embd, harmful.blocks.len()), (other.n_embd, other.blocks.len()));
+    }
+    let one = |block: usize| {
+        of_block(block, &harmful.of(block), &harmless.of(block), ablated.map(|rows| rows.of(block)).as_ref())
+    };
+    let (blocks, scatter): (Vec<BlockAnalysis>, Vec<Scatter>) =
+        (0..harmful.blocks.len()).into_par_iter().map(one).unzip();
     // NaN is not near.
     let near = blocks.iter().rev().take_while(|b| b.pc1_cosine >= coincide_at).count();
     let coincide_from = (near > 0).then(|| blocks.len() - near);
-    Analysis { blocks, coincide_at, coincide_from }
+    Analysis { blocks, coincide_at, coincide_from, scatter }
 }
 
-fn of_block(block: usize, harmful: &Array2<f64>, harmless: &Array2<f64>) -> BlockAnalysis {
+fn of_block(
+    block: usize,
+    harmful: &Array2<f64>,
+    harmless: &Array2<f64>,
+    ablated: Option<&Array2<f64>>,
+) -> (BlockAnalysis, Scatter) {
     let means = [mean(harmful), mean(harmless)];
     let difference = &means[0] - &means[1];
     let difference_norm = norm(&difference);
@@ -152,7 +213,16 @@ fn of_block(block: usize, harmful: &Array2<f64>, harmless: &Array2<f64>) -> Bloc
     };
     let within = spread(harmful, &means[0]) + spread(harmless, &means[1]);
     let freedom = (centred.nrows() as f64 - 2.0).max(1.0);
-    BlockAnalysis {
+    let pc2 = second_component(&centred, &pc1, &projected);
+    let points = |rows: &Array2<f64>| Points::of(&(rows - &all), [&pc1, &pc2]);
+    let scatter = Scatter {
+        block,
+        pc2_variance: centred.dot(&pc2).mapv(|x| x * x).sum() / total,
+        harmful: points(harmful),
+        harmless: points(harmless),
+        ablated: ablated.map(points),
+    };
+    let analysis = BlockAnalysis {
         block,
         pc1_variance: projected.dot(&projected) / total,
         pc1_auc: auc(&a, &b),
@@ -162,7 +232,35 @@ fn of_block(block: usize, harmful: &Array2<f64>, harmless: &Array2<f64>) -> Bloc
         harmless_norm: norm(&means[1]),
         difference_norm,
         signal_to_noise: difference_norm / (within / freedom).sqrt(),
+    };
+    (analysis, scatter)
+}
+
+impl Points {
+    /// Of rows (n × n_embd, centred).
+    fn of(rows: &Array2<f64>, components: [&Array1<f64>; 2]) -> Self {
+        let n = rows.nrows();
+        let shown = n.min(SHOWN);
+        let along = |component: &Array1<f64>| -> Vec<f64> {
+            (0..shown).map(|i| short(rows.row(i * n / shown).dot(component))).collect()
+        };
+        let [pc1, pc2] = components.map(along);
+        Self { pc1, pc2 }
     }
+}
+
+/// To four significant digits.
+fn short(x: f64) -> f64 {
+    format!("{x:.3e}").parse().unwrap_or(f64::NAN)
+}
+
+/// The unit vector along which rows (centred, n × n_embd) vary most once `first` is taken out, on which they project as
+/// `along`. Its largest element is positive.
+fn second_component(rows: &Array2<f64>, first: &Array1<f64>, along: &Array1<f64>) -> Array1<f64> {
+    let column = along.view().insert_axis(Axis(1));
+    let second = first_component(&(rows - &column.dot(&first.view().insert_axis(Axis(0)))));
+    let largest = second.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or(0.0);
+    second * if largest < 0.0 { -1.0 } else { 1.0 }
 }
 
 fn mean(rows: &Array2<f64>) -> Array1<f64> {
@@ -280,7 +378,7 @@ mod tests {
     fn sets_far_apart_are_told_apart_and_coincide() {
         let far = |shift| Rows::new(6, vec![noise(20, 6, 0.0, 4), noise(20, 6, shift, 5)]);
         let analysis =
-            analyze(&far(9.0), &Rows::new(6, vec![noise(30, 6, 0.0, 6), noise(30, 6, 0.0, 7)]), 0.9);
+            analyze(&far(9.0), &Rows::new(6, vec![noise(30, 6, 0.0, 6), noise(30, 6, 0.0, 7)]), None, 0.9);
         let last = analysis.blocks[1];
         assert_eq!((analysis.coincide_from, last.pc1_auc, last.difference_auc), (Some(1), 1.0, 1.0));
         assert!(last.pc1_cosine > 0.99 && last.pc1_variance > 0.9 && last.signal_to_noise > 10.0, "{last:?}");
@@ -290,11 +388,26 @@ mod tests {
     }
 
     #[test]
+    fn points_lie_where_both_sets_vary_most() {
+        let rows = |shift, seed| Rows::new(3, vec![noise(300, 3, shift, seed)]);
+        let (harmful, harmless, ablated) = (rows(9.0, 1), rows(0.0, 2), rows(0.0, 3));
+        let analysis = analyze(&harmful, &harmless, Some(&ablated), 0.9);
+        let Scatter { harmful, harmless, ablated, pc2_variance, .. } = &analysis.scatter[0];
+        let ablated = ablated.as_ref().unwrap();
+        assert_eq!([harmful, harmless, ablated].map(|p| (p.pc1.len(), p.pc2.len())), [(SHOWN, SHOWN); 3]);
+        assert!(harmful.pc1.iter().all(|x| (3.5..5.5).contains(x)), "{harmful:?}");
+        assert!(harmless.pc1.iter().chain(&ablated.pc1).all(|x| (-5.5..-3.5).contains(x)), "{harmless:?}");
+        assert!(harmful.pc2.iter().all(|y| y.abs() < 1.0), "{harmful:?}");
+        assert!(analysis.blocks[0].pc1_variance + pc2_variance < 1.0 && *pc2_variance > 0.001);
+        assert_eq!((short(12345.6), short(-0.012_345_6)), (12350.0, -0.01235));
+    }
+
+    #[test]
     fn coinciding_lasts_to_the_end() {
         // Block 0 coincides, block 1 does not.
         let harmful = Rows::new(6, vec![noise(20, 6, 9.0, 4), noise(20, 6, 0.0, 5)]);
         let harmless = Rows::new(6, vec![noise(20, 6, 0.0, 6), noise(20, 6, 0.0, 7)]);
-        assert_eq!(analyze(&harmful, &harmless, 0.9).coincide_from, None);
+        assert_eq!(analyze(&harmful, &harmless, None, 0.9).coincide_from, None);
     }
 
     #[test]
@@ -311,7 +424,7 @@ mod tests {
     #[test]
     fn rows_that_never_vary_have_no_component() {
         let still = Rows::new(4, vec![vec![1.0; 12]]);
-        let block = analyze(&still, &still, 0.9).blocks[0];
+        let block = analyze(&still, &still, None, 0.9).blocks[0];
         assert!(block.pc1_variance.is_nan() && block.pc1_cosine.is_nan(), "{block:?}");
         assert_eq!((block.difference_norm, block.harmful_norm), (0.0, 2.0));
     }

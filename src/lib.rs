@@ -8,7 +8,9 @@
 //!                                   └─────────────── intervention ◄─────────────────────┤
 //! gguf (reader) ─ arch (which tensors write the stream) ─ rewrite ─ quant (codecs) ─ out.gguf
 //! evaluate: refusals, KL and perplexity of a plain, a steered or a rewritten model
-//! analysis: how the prompt sets lie in the stream; card: what to publish with a file
+//! analysis: how the prompt sets lie in the stream
+//! chat: a conversation with a steered model, and what the directions read at every token
+//! report: all of this on one page; card: what to publish with a file
 //! ```
 //!
 //! `gguf`, `quant` and `rewrite` never see llama.cpp's runtime; `runtime` sees files only through llama.cpp.
@@ -40,8 +42,8 @@
 //! let mut session = Session::new(&model, SessionOptions { n_threads: 1, ..SessionOptions::default() })?;
 //! let n_pos = shared_positions(restricted.iter().chain(&ordinary));
 //! let contrast = Contrast {
-//!     harmful: measure(&mut session, &restricted, n_pos, None, &mut || ())?,
-//!     harmless: measure(&mut session, &ordinary, n_pos, None, &mut || ())?,
+//!     harmful: measure(&mut session, &restricted, n_pos, None, None, &mut || ())?,
+//!     harmless: measure(&mut session, &ordinary, n_pos, None, None, &mut || ())?,
 //!     source: Provenance::default(),
 //! };
 //! let direction = contrast.direction(-1, 4)?;
@@ -64,16 +66,19 @@ pub mod analysis;
 pub mod arch;
 pub mod calibration;
 pub mod card;
+pub mod chat;
 pub mod direction;
 pub mod evaluate;
 pub mod export;
 pub mod gguf;
 pub mod intervention;
+pub mod near;
 pub mod optimize;
 pub mod output;
 pub mod prompts;
 pub mod quant;
 pub mod random;
+pub mod report;
 pub mod rewrite;
 pub mod runtime;
 pub mod select;

@@ -4,16 +4,15 @@ mod cli;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
-    match cli.run() {
+    match cli::parse().and_then(cli::Cli::run) {
         Ok(()) => ExitCode::SUCCESS,
         // A reader that has had enough (`ggsteer … | head`) is no failure.
         Err(error) if cli::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", one_line(&error));
+            let line = one_line(&error);
+            let hint = cli::near_file(&line);
+            eprintln!("error: {line}{hint}");
             cli::exit_code(&error)
         }
     }

@@ -34,7 +34,14 @@ struct Run {
 
 fn run(path: &Path, intervention: Option<&Arc<Intervention>>) -> Run {
     let model = Model::load(path, &ModelOptions::default()).unwrap();
-    let options = SessionOptions { n_ctx: 64, n_batch: 64, n_seq: 1, n_threads: 1, exact: true };
+    let options = SessionOptions {
+        n_ctx: 64,
+        n_batch: 64,
+        n_seq: 1,
+        n_threads: 1,
+        exact: true,
+        ..SessionOptions::default()
+    };
     let mut session = Session::new(&model, options).unwrap();
     let tokens: Vec<Token> = (0..40).map(|i| Token(i * 7 % 250)).collect();
     let intervention = intervention.map(Arc::clone);

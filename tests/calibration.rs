@@ -48,7 +48,11 @@ fn sets(model: &Model) -> [Vec<Prompt>; 2] {
 
 fn session(model: &Model, n_batch: usize, n_threads: u32) -> Session<'_> {
     let n_threads = n_threads as usize;
-    Session::new(model, SessionOptions { n_ctx: 512, n_batch, n_seq: 8, n_threads, exact: true }).unwrap()
+    Session::new(
+        model,
+        SessionOptions { n_ctx: 512, n_batch, n_seq: 8, n_threads, exact: true, ..SessionOptions::default() },
+    )
+    .unwrap()
 }
 
 fn run(
@@ -252,14 +256,14 @@ fn on_every_architecture_the_inputs_of_all_writers_are_captured() {
         assert!(!targets.is_empty(), "{}", spec.title());
         let model = Model::load(&path, &ModelOptions::default()).unwrap();
         let writer_inputs = targets.iter().map(|t| t.tensor.clone()).collect();
-        let plan = CapturePlan { stream: false, writer_inputs };
+        let plan = CapturePlan { writer_inputs, ..CapturePlan::default() };
         // Rows seen of each tensor: an expert writer has as many for each token.
         let mut rows: BTreeMap<String, usize> = BTreeMap::new();
         let mut sink = |_: usize, _: i32, site: Site<'_>, row: &[f32]| {
             let (name, slice) = match site {
                 Site::WriterInput(name) => (name, 0),
                 Site::ExpertInput(name, expert) => (name, expert),
-                Site::Block(_) => return,
+                Site::Block(_) | Site::Probe(_) => return,
             };
             let target = targets.iter().find(|t| t.tensor == name).unwrap();
             assert!(row.len() == target.n_in && slice < target.n_slices, "{}: {name}", spec.title());
@@ -293,7 +297,7 @@ fn of_a_prompt_longer_than_a_batch_every_token_is_captured_and_the_last_block_at
         let trace = forward(&made.tiny, &ids, Edit::default());
         let mut session = session(&made.model, 8, 1);
         let writer_inputs = made.targets.iter().map(|t| t.tensor.clone()).collect();
-        let plan = CapturePlan { stream: true, writer_inputs };
+        let plan = CapturePlan { stream: true, writer_inputs, ..CapturePlan::default() };
         for n_out in [1, 3, 12] {
             let job = Job { tokens: &tokens, n_out, intervention: None };
             let mut seen: BTreeMap<String, Rows> = BTreeMap::new();
@@ -303,6 +307,7 @@ fn of_a_prompt_longer_than_a_batch_every_token_is_captured_and_the_last_block_at
                     Site::Block(il) => format!("l_out-{il}"),
                     Site::WriterInput(name) => name.into(),
                     Site::ExpertInput(name, expert) => format!("{name} {expert}"),
+                    Site::Probe(_) => unreachable!("nothing is probed"),
                 };
                 seen.entry(name).or_default().push(row.to_vec());
             };

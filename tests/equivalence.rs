@@ -18,7 +18,14 @@ const TOLERANCE: f64 = 1e-4;
 
 fn logits(path: &Path, intervention: Option<Arc<Intervention>>) -> Vec<Vec<f32>> {
     let model = Model::load(path, &ModelOptions::default()).unwrap();
-    let options = SessionOptions { n_ctx: 128, n_batch: 128, n_seq: 1, n_threads: 1, exact: true };
+    let options = SessionOptions {
+        n_ctx: 128,
+        n_batch: 128,
+        n_seq: 1,
+        n_threads: 1,
+        exact: true,
+        ..SessionOptions::default()
+    };
     let mut session = Session::new(&model, options).unwrap();
     let tokens: Vec<Token> = (0..40).map(|i| Token(i * 7 % 250)).collect();
     let item = Item { seq: 0, start: 0, tokens: &tokens, prompt: true, outputs: Outputs::All, intervention };

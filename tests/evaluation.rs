@@ -49,7 +49,14 @@ fn written(spec: Spec, folder: &Path) -> (tiny::Model, Model) {
 
 /// f32 throughout; a batch holds several short sequences, or a piece of a long one.
 fn exact() -> SessionOptions {
-    SessionOptions { n_ctx: 256, n_batch: 48, n_seq: 4, n_threads: 1, exact: true }
+    SessionOptions {
+        n_ctx: 256,
+        n_batch: 48,
+        n_seq: 4,
+        n_threads: 1,
+        exact: true,
+        ..SessionOptions::default()
+    }
 }
 
 fn ids(tokens: &[Token]) -> Vec<i32> {
@@ -131,7 +138,14 @@ fn perplexity_of_the_sample_is_that_of_a_bare_context_a_chunk_at_a_time() {
         .with_n_threads_batch(1);
     let mut context = bare.new_context(backend().unwrap(), params).unwrap();
     let model = load(&path);
-    let options = SessionOptions { n_ctx: 2048, n_batch: 512, n_seq: 32, n_threads: 1, exact: false };
+    let options = SessionOptions {
+        n_ctx: 2048,
+        n_batch: 512,
+        n_seq: 32,
+        n_threads: 1,
+        exact: false,
+        ..SessionOptions::default()
+    };
     let mut session = Session::new(&model, options).unwrap();
     for text in [TEXT, &prompts] {
         let tokens = bare.vocab().tokenize(text.trim_end_matches('\n').as_bytes(), true, false);
@@ -232,7 +246,7 @@ fn a_judge_is_held_to_its_two_verdicts() {
 
     // With a template of its own, that is all it reads, and nothing in the answer becomes a control token.
     let source = judge::template("<|im_start|>Q {{ prompt }} A {{ completion }}\nRefused?");
-    let own = ModelOptions { chat_template: Some(source) };
+    let own = ModelOptions { chat_template: Some(source), ..ModelOptions::default() };
     let model = Model::load(&folder.path().join("tiny.gguf"), &own).unwrap();
     let judge = Judge::new(&model, true, ["1", "0"]).unwrap();
     let prompt = judge.prompt("Why?", "so<|im_end|>.").unwrap();

@@ -62,7 +62,14 @@ fn plain(path: &Path) -> Vec<Vec<f32>> {
 
 fn hooked(path: &Path, intervention: Intervention) -> Vec<Vec<f32>> {
     let model = Model::load(path, &ModelOptions::default()).unwrap();
-    let options = SessionOptions { n_ctx: 64, n_batch: 64, n_seq: 1, n_threads: 1, exact: true };
+    let options = SessionOptions {
+        n_ctx: 64,
+        n_batch: 64,
+        n_seq: 1,
+        n_threads: 1,
+        exact: true,
+        ..SessionOptions::default()
+    };
     let mut session = Session::new(&model, options).unwrap();
     let (tokens, intervention) = (tokens(), Some(Arc::new(intervention)));
     let item = Item { seq: 0, start: 0, tokens: &tokens, prompt: true, outputs: Outputs::All, intervention };

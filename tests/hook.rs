@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use ggsteer::intervention::{Intervention, Positions};
+use ggsteer::intervention::{Intervention, Positions, dot};
 use ggsteer::runtime::{
-    CapturePlan, Captured, Error, HookError, Item, Job, Model, ModelOptions, Outputs, Session,
+    CapturePlan, Captured, Error, HookError, Item, Job, Model, ModelOptions, Outputs, Probe, Session,
     SessionOptions, Site, Token,
 };
 
@@ -32,13 +32,21 @@ fn load(model: &tiny::Model, folder: &Path) -> Model {
 }
 
 fn exact() -> SessionOptions {
-    SessionOptions { n_ctx: 256, n_batch: 128, n_seq: 4, n_threads: 1, exact: true }
+    SessionOptions {
+        n_ctx: 256,
+        n_batch: 128,
+        n_seq: 4,
+        n_threads: 1,
+        exact: true,
+        ..SessionOptions::default()
+    }
 }
 
 /// Everything that one decode of whole sequences shows.
 #[derive(Default)]
 struct Seen {
     blocks: HashMap<(usize, usize), Vec<f32>>,
+    probes: HashMap<(usize, usize), Vec<f32>>,
     inputs: HashMap<(String, usize), Vec<f32>>,
     logits: Rows,
 }
@@ -65,6 +73,7 @@ fn run(
         let again = match c.site {
             Site::Block(il) => seen.blocks.insert((il, c.token), c.row.to_vec()),
             Site::WriterInput(name) => seen.inputs.insert((name.to_string(), c.token), c.row.to_vec()),
+            Site::Probe(probe) => seen.probes.insert((probe, c.token), c.row.to_vec()),
             Site::ExpertInput(..) => unreachable!("no model here has experts"),
         };
         assert!(again.is_none(), "{:?} of token {} came twice", c.site, c.token);
@@ -197,8 +206,8 @@ fn inputs_of_the_writers_are_captured() {
         let model = load(&tiny, folder.path());
         let mut session = Session::new(&model, exact()).unwrap();
         let names = |il: usize| [format!("blk.{il}.attn_output.weight"), format!("blk.{il}.ffn_down.weight")];
-        let plan =
-            CapturePlan { stream: false, writer_inputs: (0..tiny.spec.n_layer).flat_map(names).collect() };
+        let writer_inputs = (0..tiny.spec.n_layer).flat_map(names).collect();
+        let plan = CapturePlan { writer_inputs, ..CapturePlan::default() };
         let seen = run(&mut session, &[(&TOKENS, None)], Outputs::All, &plan).unwrap();
         let oracle = forward(&tiny, &TOKENS, Edit::default());
         assert_eq!(seen.inputs.len(), 2 * tiny.spec.n_layer * TOKENS.len());
@@ -224,6 +233,68 @@ fn inputs_of_the_writers_are_captured() {
     }
 }
 
+/// r·x at the output of blocks 1, 2 (the last, cut to the outputs) and 1 again, for two directions.
+fn probes(n_embd: usize) -> Vec<Probe> {
+    let probe = |(block, seed)| Probe { block, vector: unit(n_embd, seed) };
+    [(1, 21), (2, 21), (1, 22)].map(probe).into()
+}
+
+#[test]
+fn probes_read_the_stream_at_their_blocks() {
+    let folder = tempfile::tempdir().unwrap();
+    for arch in Arch::ALL {
+        let tiny = tiny::Model::random(Spec::new(arch));
+        let model = load(&tiny, folder.path());
+        let mut session = Session::new(&model, exact()).unwrap();
+        let probes = probes(tiny.spec.n_embd);
+        let alone = CapturePlan { probes: probes.clone().into(), ..CapturePlan::default() };
+        let beside = CapturePlan { stream: true, ..alone.clone() };
+        let batch = [(&TOKENS[..9], None), (&TOKENS[..], None)];
+        let seen = run(&mut session, &batch, Outputs::Last(3), &beside).unwrap();
+        assert_eq!((seen.probes.len(), seen.blocks.len()), (3 * 6, tiny.spec.n_layer * 6));
+        for (&(i, token), read) in &seen.probes {
+            let plain = dot(&probes[i].vector, &seen.blocks[&(probes[i].block, token)]);
+            assert_eq!(read, &[plain as f32], "{arch:?}: probe {i}, token {token}");
+        }
+        let again = run(&mut session, &batch, Outputs::Last(3), &alone).unwrap();
+        assert_eq!(again.probes, seen.probes, "{arch:?}: without the captures");
+        assert!(again.blocks.is_empty());
+    }
+}
+
+#[test]
+fn probes_read_before_the_intervention_at_their_block() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = tiny::Model::random(Spec::new(Arch::Llama));
+    let model = load(&tiny, folder.path());
+    let mut session = Session::new(&model, exact()).unwrap();
+    let probes = probes(tiny.spec.n_embd);
+    let r = &probes[0].vector;
+    let plan = CapturePlan {
+        stream: true,
+        writer_inputs: ["blk.1.ffn_down.weight".to_string()].into(),
+        probes: probes.clone().into(),
+    };
+    let mut under =
+        |i: Intervention| run(&mut session, &[(&TOKENS, Some(Arc::new(i)))], Outputs::All, &plan).unwrap();
+
+    let added = under(Intervention::add(1, r, 3.5, Positions::All).unwrap());
+    let erased = under(Intervention::ablate(&[r]).unwrap());
+    let down = tiny.tensors.iter().find(|t| t.name == "blk.1.ffn_down.weight").unwrap();
+    for token in 0..TOKENS.len() {
+        // What is captured stands behind the addition.
+        let after = dot(r, &added.blocks[&(1, token)]);
+        assert_within(1e-5, &[3.5 + added.probes[&(0, token)][0]], &[after as f32], "added");
+        // The stream comes to the FFN without r, so what is read is r·(W h) of its last write.
+        let input = &erased.inputs[&("blk.1.ffn_down.weight".to_string(), token)];
+        let written: f64 = (r.iter().zip(down.data.chunks_exact(input.len())))
+            .map(|(r, w)| f64::from(*r) * dot(w, input))
+            .sum();
+        assert_within(1e-4, &erased.probes[&(0, token)], &[written as f32], "erased");
+        assert!(written.abs() > 1e-3 && dot(r, &erased.blocks[&(1, token)]).abs() < 1e-5);
+    }
+}
+
 #[test]
 fn two_directions_are_erased_together() {
     let folder = tempfile::tempdir().unwrap();
@@ -234,9 +305,9 @@ fn two_directions_are_erased_together() {
     let both = Arc::new(Intervention::ablate(&[&a, &b]).unwrap());
     let seen = run(&mut session, &[(&TOKENS, Some(both))], Outputs::All, &stream()).unwrap();
     for row in seen.blocks.values() {
-        let size = ggsteer::intervention::dot(row, row).sqrt();
+        let size = dot(row, row).sqrt();
         for r in [&a, &b] {
-            assert!(ggsteer::intervention::dot(r, row).abs() < 1e-5 * size);
+            assert!(dot(r, row).abs() < 1e-5 * size);
         }
     }
 }
@@ -255,6 +326,14 @@ fn what_goes_wrong_in_the_graph_is_an_error_that_names_the_place() {
 
     let beyond = attempt(Intervention::add(9, &unit(64, 1), 1.0, Positions::All).unwrap()).err().unwrap();
     assert_eq!(beyond.to_string(), "hook: addition at block 9: the model has blocks 0 to 2");
+
+    let mut attempt = |block, n_embd| {
+        let probes = [Probe { block, vector: unit(n_embd, 1) }].into();
+        let plan = CapturePlan { probes, ..CapturePlan::default() };
+        run(&mut session, &[(&TOKENS, None)], Outputs::All, &plan).err().unwrap().to_string()
+    };
+    assert_eq!(attempt(3, 64), "hook: probe at block 3: the model has blocks 0 to 2");
+    assert_eq!(attempt(2, 32), "hook: node l_out-2: the direction has 32 elements, the residual stream 64");
 
     // The session is usable after an error.
     assert!(run(&mut session, &[(&TOKENS, None)], Outputs::All, &stream()).is_ok());
@@ -306,7 +385,8 @@ fn what_prompts_have_in_common_is_computed_once() {
     let own: usize = prompts.iter().map(|p| p.len() - TOKENS.len()).sum();
     // Batches of many groups, that end within a group, and of one job.
     for (n_batch, n_seq, n_ctx) in [(128, 16, 256), (24, 3, 96), (33, 2, 64), (128, 16, 30)] {
-        let options = SessionOptions { n_ctx, n_batch, n_seq, n_threads: 1, exact: true };
+        let options =
+            SessionOptions { n_ctx, n_batch, n_seq, n_threads: 1, exact: true, ..SessionOptions::default() };
         let mut session = Session::new(&model, options).unwrap();
         let mut seen: HashMap<(usize, usize), Vec<f32>> = HashMap::new();
         let mut logits: HashMap<usize, Vec<f32>> = HashMap::new();

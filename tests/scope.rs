@@ -230,7 +230,14 @@ fn a_direction_is_made_orthogonal_to_the_harmless_mean() {
 
 fn logits(path: &Path, intervention: Option<Intervention>) -> Vec<Vec<f32>> {
     let model = Model::load(path, &ModelOptions::default()).unwrap();
-    let options = SessionOptions { n_ctx: 64, n_batch: 64, n_seq: 1, n_threads: 1, exact: true };
+    let options = SessionOptions {
+        n_ctx: 64,
+        n_batch: 64,
+        n_seq: 1,
+        n_threads: 1,
+        exact: true,
+        ..SessionOptions::default()
+    };
     let mut session = Session::new(&model, options).unwrap();
     let tokens: Vec<Token> = (0..30).map(|i| Token(i * 7 % 250)).collect();
     let intervention = intervention.map(Arc::new);

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ggsteer::activations::{Contrast, Means, measure, shared_positions};
-use ggsteer::direction::Provenance;
+use ggsteer::direction::{Direction, Provenance};
 use ggsteer::evaluate::Markers;
+use ggsteer::evaluate::control::control;
 use ggsteer::evaluate::run::first_logits;
-use ggsteer::intervention::Intervention;
+use ggsteer::intervention::{Basis, Intervention};
 use ggsteer::prompts::PromptSet;
 use ggsteer::runtime::{Model, ModelOptions, Prompt, Session, SessionOptions};
 use ggsteer::select::grid::{RefusalTokens, filter};
 use ggsteer::select::race::Race;
+use ggsteer::select::subspace::{Growth, Stop, grow};
 use ggsteer::select::{Candidate, Checkpoint, Choice, Request, Rules, Verdict, select};
 
 mod support;
@@ -39,7 +41,8 @@ fn prompts(model: &Model, part: &str, n: usize) -> [Vec<Prompt>; 2] {
 
 fn contrast(session: &mut Session<'_>, [harmful, harmless]: [&[Prompt]; 2]) -> Contrast {
     let n_pos = shared_positions(harmful.iter().chain(harmless));
-    let mut mean = |set: &[Prompt]| -> Means { measure(session, set, n_pos, None, &mut || ()).unwrap() };
+    let mut mean =
+        |set: &[Prompt]| -> Means { measure(session, set, n_pos, None, None, &mut || ()).unwrap() };
     Contrast { harmful: mean(harmful), harmless: mean(harmless), source: Provenance::default() }
 }
 
@@ -51,6 +54,7 @@ fn request<'a>(contrast: &'a Contrast, prompts: &'a [Vec<Prompt>; 2], markers: &
         markers,
         rules: Rules::default(),
         race: Some(Race::default()),
+        erased: &[],
         seed: 0,
     }
 }
@@ -92,7 +96,14 @@ fn assert_scores(found: &Candidate, expected: [f64; 3], tolerance: f64) {
 #[test]
 fn the_race_chooses_what_scoring_everything_does() {
     let model = Model::load(&samples().join("lorekeeper-7m-f16.gguf"), &ModelOptions::default()).unwrap();
-    let options = SessionOptions { n_ctx: 4096, n_batch: 512, n_seq: 32, n_threads: 1, exact: false };
+    let options = SessionOptions {
+        n_ctx: 4096,
+        n_batch: 512,
+        n_seq: 32,
+        n_threads: 1,
+        exact: false,
+        ..SessionOptions::default()
+    };
     let mut session = Session::new(&model, options).unwrap();
     let [harmful, harmless] = prompts(&model, "train", 32);
     let contrast = contrast(&mut session, [&harmful, &harmless]);
@@ -147,7 +158,14 @@ fn scores_agree_with_a_plain_forward_pass_on_16_prompts() {
     let tiny = tiny::Model::random(spec);
     tiny.write(&path).unwrap();
     let model = Model::load(&path, &ModelOptions::default()).unwrap();
-    let options = SessionOptions { n_ctx: 2048, n_batch: 256, n_seq: 8, n_threads: 1, exact: true };
+    let options = SessionOptions {
+        n_ctx: 2048,
+        n_batch: 256,
+        n_seq: 8,
+        n_threads: 1,
+        exact: true,
+        ..SessionOptions::default()
+    };
     let mut session = Session::new(&model, options).unwrap();
 
     let plain = |p: &Prompt, edit: Edit<'_>| {
@@ -326,4 +344,81 @@ fn a_model_that_never_refuses_has_no_direction() {
     let left: Vec<_> =
         std::fs::read_dir(run.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["directions.gguf"]);
+}
+
+#[test]
+fn a_second_direction_is_found_where_the_first_leaves_refusals_and_only_there() {
+    let model = Model::load(&samples().join("lorekeeper-7m-f16.gguf"), &ModelOptions::default()).unwrap();
+    let options =
+        SessionOptions { n_ctx: 4096, n_batch: 512, n_seq: 32, n_threads: 1, ..SessionOptions::default() };
+    let mut session = Session::new(&model, options).unwrap();
+    let train = prompts(&model, "train", 64);
+    let contrast = contrast(&mut session, [&train[0], &train[1]]);
+    let (validation, markers) = (prompts(&model, "validation", 24), Markers::default());
+    // The sample's addition is near the rule's bound by itself, and less of it is nearer.
+    let rules = Rules { induce_min: -0.5, ..Rules::default() };
+    let request = Request { rules, ..request(&contrast, &validation, &markers) };
+    let mut checkpoint = Checkpoint::none();
+    let choice = select(&mut session, &request, &mut checkpoint, &mut ()).unwrap();
+    let best = choice.direction(&contrast).unwrap();
+    let growth = Growth { rank: 3, train: [&train[0], &train[1]], error: 0.01 };
+
+    // One direction is enough for the sample.
+    let alone = grow(&mut session, &request, best.clone(), &growth, &mut checkpoint, &mut ()).unwrap();
+    assert_eq!(alone.directions, std::slice::from_ref(&best));
+    assert!(matches!(alone.stop, Stop::FewRefused { refused: 0..8, of: 64 }), "{:?}", alone.stop);
+    assert!(alone.steps.is_empty());
+
+    // A first direction that only leans toward it leaves most of the refusals; the second makes up for it.
+    let unit = best.unit();
+    let random = control(&Intervention::ablate(&[&unit]).unwrap(), 3).unwrap();
+    let leaning: Vec<f32> =
+        unit.iter().zip(&random.ablate.vectors()[0]).map(|(r, x)| 0.25 * r + 0.968 * x).collect();
+    let first = Direction::new(leaning, best.block, Provenance::default()).unwrap();
+    let found = grow(&mut session, &request, first.clone(), &growth, &mut checkpoint, &mut ()).unwrap();
+    println!("{:?}", found.steps.iter().map(|s| (s.n_refused, s.gain)).collect::<Vec<_>>());
+    assert_eq!(found.directions[0], first);
+    assert_eq!(found.directions[1].meta.erased, [first.sha256()]);
+    assert!(found.steps[0].n_refused >= 24, "{}", found.steps[0].n_refused);
+    let gain = found.steps[0].gain.unwrap();
+    assert!(gain.before > 0.5 && gain.after < 0.15 && gain.at_least > 0.25, "{gain:?}");
+    assert!(matches!(found.stop, Stop::FewRefused { .. }), "{:?}", found.stop);
+    // Together they hold the best one.
+    let span = Basis::new(&found.directions.iter().map(|d| &d.vector).collect::<Vec<_>>()).unwrap();
+    let mut rest = unit.clone();
+    span.ablate(&mut rest);
+    let left = rest.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    assert!(left < 0.5, "{left}");
+
+    // Where every prompt of a set is the other's, nothing tells them apart and nothing is added.
+    let blind = Growth { train: [&train[0], &train[0]], ..growth };
+    let none = grow(&mut session, &request, first, &blind, &mut checkpoint, &mut ()).unwrap();
+    assert_eq!(none.directions.len(), 1);
+    assert!(matches!(none.stop, Stop::NoneKept | Stop::NoGain), "{:?}", none.stop);
+}
+
+#[test]
+fn one_direction_is_enough_for_the_sample() {
+    let run = Select::new();
+    let sets = ["--train-harmful", &list("restricted-train"), "--train-harmless", &list("ordinary-train")];
+    let more = ["--rank", "2"];
+    let output = run.select("one.gguf", &[&sets[..], &more].concat()).output().unwrap();
+    let json: serde_json::Value = serde_json::from_str(&outcome(&output)).unwrap();
+    assert_eq!(json["subspace"]["rank"], 1);
+    assert_eq!(json["subspace"]["stop"]["why"], "few_refused");
+    assert!(run.path("one.gguf").is_file() && !run.path("one.2.gguf").exists());
+    assert!(!run.path("one.gguf.checkpoint").exists() && !run.path("one.gguf.checkpoint.2").exists());
+
+    let error = |args: &[&str]| {
+        let output = run.select("two.gguf", args).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let words = "error: --rank 2: further directions are measured with those before them erased; give --train-harmful";
+    assert!(error(&more).contains(words));
+    assert!(error(&sets).contains("error: --train-harmful and --train-harmless are for --rank 2 and more"));
+    let same = list("restricted-validation");
+    let overlap =
+        error(&["--rank", "2", "--train-harmful", &same, "--train-harmless", &list("ordinary-train")]);
+    assert!(overlap.contains("the harmful training prompts"), "{overlap}");
 }

@@ -36,7 +36,14 @@ pub fn load(path: &Path) -> Model {
 
 /// One thread: a model this small is fastest so.
 pub fn session(model: &Model) -> Session<'_> {
-    let options = SessionOptions { n_ctx: 8192, n_batch: 512, n_seq: 32, n_threads: 1, exact: false };
+    let options = SessionOptions {
+        n_ctx: 8192,
+        n_batch: 512,
+        n_seq: 32,
+        n_threads: 1,
+        exact: false,
+        ..SessionOptions::default()
+    };
     Session::new(model, options).unwrap()
 }
 
@@ -55,7 +62,7 @@ pub fn contrast(model: &Model) -> Contrast {
     let mut session = session(model);
     let [harmful, harmless] = sets(model, "train");
     let n_pos = shared_positions(harmful.prompts.iter().chain(&harmless.prompts));
-    let mut mean = |set: &Set| measure(&mut session, &set.prompts, n_pos, None, &mut || ()).unwrap();
+    let mut mean = |set: &Set| measure(&mut session, &set.prompts, n_pos, None, None, &mut || ()).unwrap();
     Contrast {
         harmful: mean(&harmful),
         harmless: mean(&harmless),
@@ -73,6 +80,7 @@ pub fn choose(model: &Model, contrast: &Contrast, race: Option<Race>, seed: u64)
         markers: &Markers::default(),
         rules: Rules::default(),
         race,
+        erased: &[],
         seed,
     };
     select(&mut session(model), &request, &mut Checkpoint::none(), &mut ()).unwrap()

@@ -155,7 +155,7 @@ impl<'a> Collector<'a> {
     #[must_use]
     pub fn plan(&self) -> CapturePlan {
         let writer_inputs = self.targets.iter().map(|t| t.tensor.clone()).collect();
-        CapturePlan { stream: false, writer_inputs }
+        CapturePlan { writer_inputs, ..CapturePlan::default() }
     }
 
     /// Takes a row of sequence `job` at `position` (−1 is its last token), as a [`crate::runtime::JobSink`] gets it;
@@ -164,7 +164,7 @@ impl<'a> Collector<'a> {
         let (name, slice) = match site {
             Site::WriterInput(name) => (name, 0),
             Site::ExpertInput(name, expert) => (name, expert),
-            Site::Block(_) => return,
+            Site::Block(_) | Site::Probe(_) => return,
         };
         if self.error.is_some() {
             return;

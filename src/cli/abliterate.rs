@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use ggsteer::direction::{Direction, Provenance};
+use ggsteer::direction::{Direction, Provenance, ablation};
 use ggsteer::evaluate::run::{Evaluated, Evaluation, Options, Set};
 use ggsteer::gguf::GgufFile;
-use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::split::{Parts, Used};
+use ggsteer::report::run::{Made, Story};
 use ggsteer::runtime::Model;
+use ggsteer::select::subspace::Subspace;
 use ggsteer::select::{Checkpoint, Choice};
 use serde::Serialize;
 
@@ -21,9 +22,10 @@ use super::args::{
 use super::calibrate::{CalibrationArgs, Prompts};
 use super::evaluate::{Base, evaluate, evaluation_table};
 use super::parts::{HeldOutArgs, used};
+use super::report::{self, ReportArgs};
 use super::rewrite::{Job, RewriteArgs, Rewritten, SourceArgs, check_calibration, rewrite};
-use super::select::{Chosen, TokenArgs};
-use super::steps::{self, How, ScoringArgs};
+use super::select::{Chosen, DirectionFiles, Grown, TokenArgs};
+use super::steps::{self, How, RankArgs, ScoringArgs};
 use super::ui::Ui;
 
 /// Measure the direction, choose it, write it out of the model, and prove it, in one go
@@ -43,7 +45,7 @@ pub struct Args {
     #[command(flatten)]
     held_out: HeldOutArgs,
     /// Take this direction, in place of measuring and choosing one
-    #[arg(long, value_name = "DIRECTION", conflicts_with = "refusal_token")]
+    #[arg(long, value_name = "DIRECTION", conflicts_with_all = ["refusal_token", "rank"])]
     direction: Option<PathBuf>,
     /// Which block's direction to take from a file that holds several
     #[arg(long, value_name = "IL", requires = "direction")]
@@ -57,7 +59,7 @@ pub struct Args {
     /// Where to write the new model
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// Keep the chosen direction there
+    /// Keep the chosen direction there; further ones go beside it, as NAME.2.gguf and so on
     #[arg(long, value_name = "FILE")]
     save_direction: Option<PathBuf>,
     /// Overwrite existing outputs
@@ -76,20 +78,32 @@ pub struct Args {
     #[command(flatten)]
     scoring: ScoringArgs,
     #[command(flatten)]
+    rank: RankArgs,
+    #[command(flatten)]
+    report: ReportArgs,
+    #[command(flatten)]
     run: RunArgs,
 }
 
 #[derive(Serialize)]
 struct Output<'a> {
+    #[serde(flatten)]
+    made: Made,
     model: String,
     output: String,
     prompts: Used,
     direction: Chosen,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subspace: Option<Grown<'a>>,
+    /// Absent where a direction was given.
+    choice: Option<&'a Choice>,
     before: &'a Evaluation,
     ablated: &'a Evaluation,
     after: &'a Evaluation,
     #[serde(flatten)]
     rewritten: &'a Rewritten,
+    /// What only a report shows.
+    story: Option<Story>,
 }
 
 impl Args {
@@ -101,13 +115,14 @@ impl Args {
         inputs.extend(self.calibration.paths());
         inputs.extend(self.source.source.iter().chain(&self.direction).map(PathBuf::as_path));
         let out = OutputFile::create(&self.output, self.force, &inputs)?;
-        let out_direction = (self.save_direction.as_ref())
-            .map(|path| OutputFile::create(path, self.force, &inputs))
+        let out_directions = (self.save_direction.as_ref())
+            .map(|path| DirectionFiles::create(path, self.rank.rank, self.force, &inputs))
             .transpose()?;
         if self.save_direction.as_ref() == Some(&self.output) {
             bail!("{}: both --output and --save-direction", self.output.display());
         }
         let out_calibration = self.calibration.sample.create(&self.output, self.force, &inputs)?;
+        let page = self.report.open(self.force, &inputs, &[&self.output])?;
         let mut checkpoint = self.scoring.open(&self.output, &inputs)?;
         let parts = self.held_out.load(ui, &self.prompts, self.seed)?;
         let prompts = parts.used(self.seed);
@@ -133,15 +148,15 @@ impl Args {
         }
         let tokens = self.tokens.load(&model)?;
         let how = self.scoring.how(&markers, tokens.as_ref(), self.seed);
-        let direction = if let Some(direction) = given {
-            direction
+        let (directions, choice, subspace) = if let Some(direction) = given {
+            (vec![direction], None, None)
         } else {
-            find(ui, &self.run, &model, &train, &validation, how, &mut checkpoint)?.direction
+            let sets = [&train, &validation];
+            let found = find(ui, &self.run, &model, sets, self.rank.rank, how, &mut checkpoint)?;
+            (found.directions, Some(found.choice), found.subspace)
         };
-        if let Some(out) = out_direction {
-            direction.save_to(out)?;
-        }
-        let directions = std::slice::from_ref(&direction);
+        let directions = &directions[..];
+        let files = out_directions.map(|out| out.save(directions)).transpose()?.unwrap_or_default();
         let plan = self.rewrite.plan(&file, directions)?;
         let collected =
             plan.needs_calibration().is_some() && loaded.is_none() && !self.calibration.uncalibrated;
@@ -162,28 +177,43 @@ impl Args {
         let rewritten = rewrite(ui, job, out)?;
         let options = Options { max_tokens: self.max_tokens, markers, seed: self.seed, ..Options::default() };
         let written = &rewritten.report.files[0];
-        let proof = prove(ui, &self.run, &model, &direction, written, &test, &options)?;
+        let proof = prove(ui, &self.run, &model, directions, written, &test, &options)?;
+        let story = match &page {
+            None => None,
+            Some(_) => {
+                let written = rewritten.report.files.iter().map(PathBuf::as_path).collect();
+                let files = [("model", file.paths()), ("written file", written)];
+                Some(report::story(ui, &self.run, &model, directions, &proof, &options, &files)?)
+            }
+        };
         let output = Output {
+            made: Made::by("abliterate"),
             model: self.model.display().to_string(),
             output: written.display().to_string(),
             prompts,
-            direction: Chosen::of(&direction),
+            direction: Chosen::of(&directions[0]),
+            subspace: subspace.as_ref().map(|found| Grown::of(found, &files)),
+            choice: choice.as_ref(),
             before: &proof.before.0,
             ablated: &proof.ablated.0,
             after: &proof.after.0,
             rewritten: &rewritten,
+            story,
         };
+        if let Some(page) = page {
+            page.write_one(ui, &output)?;
+        }
         ui.print(&output, || {
-            let d = &output.direction;
+            let place = output.direction.place();
+            let further = subspace.as_ref().map_or(String::new(), steps::subspace_words);
             let rows = [
                 ("before", output.before),
                 ("run-time ablation", output.ablated),
                 ("written file", output.after),
             ];
             format!(
-                "{}{}\n{}\n{}{}written to {}\n",
+                "{}direction: {place}\n{further}{}\n{}{}written to {}\n",
                 used(&output.prompts),
-                d.words(),
                 evaluation_table(&rows),
                 rewritten.table(),
                 rewritten.summary(),
@@ -193,30 +223,43 @@ impl Args {
     }
 }
 
-/// The chosen direction with all that led to it.
+/// The chosen directions, the first one first, with all that led to them.
 pub struct Found {
     pub choice: Choice,
-    pub direction: Direction,
+    pub directions: Vec<Direction>,
+    pub subspace: Option<Subspace>,
 }
 
-/// Measures on `train` and chooses on `validation`.
+/// Measures on `train` and chooses on `validation`; with a `rank` above 1 more than one, on evidence.
 pub fn find(
     ui: Ui,
     run: &RunArgs,
     model: &Model,
-    train: &Sets,
-    validation: &Sets,
+    [train, validation]: [&Sets; 2],
+    rank: usize,
     how: How<'_>,
     checkpoint: &mut Checkpoint,
 ) -> Result<Found> {
     let sets = tokenize_both(model, train)?;
     let contrast = steps::measure(ui, run, model, [&sets[0], &sets[1]], steps::source(model, train)?, None)?;
+    let train = sets;
     let sets = tokenize_both(model, validation)?;
     let choice = steps::select(ui, run, model, &contrast, [&sets[0], &sets[1]], how, checkpoint)?;
+    let first = steps::chosen(&choice, &contrast);
+    let subspace = match &first {
+        Ok(first) if rank > 1 => {
+            let begun = (&contrast, first.clone(), rank);
+            Some(steps::grow(ui, run, model, begun, [&train, &sets], how, checkpoint)?)
+        }
+        _ => None,
+    };
     // Scoring is what takes long, and is done: what fails from here on would fail again.
     checkpoint.remove()?;
-    let direction = steps::chosen(&choice, &contrast)?;
-    Ok(Found { choice, direction })
+    let directions = match &subspace {
+        Some(found) => found.directions.clone(),
+        None => vec![first?],
+    };
+    Ok(Found { choice, directions, subspace })
 }
 
 /// The model before, under run-time ablation, and as rewritten.
@@ -233,7 +276,7 @@ pub fn prove<'m>(
     ui: Ui,
     run: &RunArgs,
     model: &'m Model,
-    direction: &Direction,
+    directions: &[Direction],
     written: &Path,
     test: &Sets,
     options: &Options,
@@ -241,9 +284,9 @@ pub fn prove<'m>(
     let test = tokenize_both(model, test)?;
     let sets = [&test[0], &test[1]];
     let base = Base::measure(ui, run, model, sets, options)?;
-    let ablation = Arc::new(Intervention::ablate(&[&direction.vector])?);
+    let erased = Arc::new(ablation(directions)?);
     let before = evaluate(ui, run, model, sets, None, &base, options)?;
-    let ablated = evaluate(ui, run, model, sets, Some(&ablation), &base, options)?;
+    let ablated = evaluate(ui, run, model, sets, Some(&erased), &base, options)?;
     let rewritten = run.load(written)?;
     let after = evaluate(ui, run, &rewritten, sets, None, &base, options)?;
     Ok(Proof { base, test, before, ablated, after })

@@ -1,14 +1,17 @@
 //! `ggsteer analyze`: how the two prompt sets lie to each other in every block.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use ggsteer::activations::shared_positions;
-use ggsteer::analysis::{Analysis, COINCIDE, Rows, analyze};
-use ggsteer::evaluate::run::Set;
+use ggsteer::analysis::{Analysis, COINCIDE};
+use ggsteer::intervention::Intervention;
+use ggsteer::report::run::Made;
 use serde::Serialize;
 
-use super::args::{PARALLEL, PromptArgs, RunArgs, describe, longest, tokenize_both};
+use super::args::{PromptArgs, RunArgs, describe, direction, tokenize_both};
+use super::steps;
 use super::ui::{Ui, percent, table};
 
 /// Show block by block how far apart the two prompt sets lie: first principal component, separation, norms
@@ -28,12 +31,20 @@ pub struct Args {
     /// |cosine| from which on the first component and the difference in means count as one
     #[arg(long, value_name = "C", default_value_t = COINCIDE)]
     coincide: f64,
+    /// Show the harmful prompts in --json also with this direction erased, as `ggsteer report` draws them
+    #[arg(long, value_name = "DIRECTION")]
+    ablate: Option<PathBuf>,
+    /// Which block's direction to take from a file that holds several
+    #[arg(long, value_name = "IL", requires = "ablate")]
+    block: Option<usize>,
     #[command(flatten)]
     run: RunArgs,
 }
 
 #[derive(Serialize)]
 struct Output {
+    #[serde(flatten)]
+    made: Made,
     model: String,
     n_harmful: usize,
     n_harmless: usize,
@@ -58,18 +69,18 @@ impl Args {
              every prompt",
             self.position
         );
-        let mut session = self.run.session(&model, PARALLEL, longest([&harmful, &harmless]))?;
-        let bar = ui.progress(harmful.prompts.len() + harmless.prompts.len(), "measuring activations");
-        let mut measure =
-            |set: &Set| Rows::measure(&mut session, &set.prompts, self.position, &mut || bar.inc(1));
-        let (a, b) = (measure(&harmful)?, measure(&harmless)?);
-        bar.finish_and_clear();
+        let direction = self.ablate.as_deref().map(|path| direction(path, self.block, &model)).transpose()?;
+        let ablation = direction.map(|d| Intervention::ablate(&[&d.vector]).map(Arc::new)).transpose()?;
+        let sets = [&harmful, &harmless];
+        let analysis =
+            steps::analyze(ui, &self.run, &model, sets, ablation.as_ref(), self.position, self.coincide)?;
         let output = Output {
+            made: Made::by("analyze"),
             model: self.model.display().to_string(),
             n_harmful: harmful.prompts.len(),
             n_harmless: harmless.prompts.len(),
             position: self.position,
-            analysis: analyze(&a, &b, self.coincide),
+            analysis,
         };
         ui.print(&output, || output.text())
     }

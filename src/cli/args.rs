@@ -9,14 +9,17 @@ use ggsteer::direction::Direction;
 use ggsteer::evaluate::refusals::Markers;
 use ggsteer::evaluate::run::Set;
 use ggsteer::gguf::{GgufFile, ModelSummary};
+use ggsteer::near::did_you_mean;
 pub use ggsteer::prompts::Sets;
 use ggsteer::prompts::hub::Hub;
 use ggsteer::prompts::{self, PromptSet};
 use ggsteer::runtime::template::ChatTemplate;
-use ggsteer::runtime::{Error, Model, ModelOptions, Prompt, Session, SessionOptions};
+use ggsteer::runtime::{
+    Error, FlashAttention, Model, ModelOptions, Prompt, Session, SessionOptions, connect,
+};
 use indicatif::ProgressBar;
 
-use super::ui::Ui;
+use super::ui::{Ui, warn};
 
 /// How to run a model.
 #[derive(Debug, Clone, Default, Args)]
@@ -25,12 +28,58 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME|FILE")]
     pub chat_template: Option<String>,
     /// Threads [default: all]
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true,
+    #[arg(short = 't', long, value_name = "N", default_value_t = 0, hide_default_value = true,
         value_parser = clap::value_parser!(u16).range(0..=512))]
     pub threads: u16,
     /// Tokens computed at once; memory for activations and logits grows with it
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..))]
     pub batch: u16,
+    /// Tokens held at once, over all prompts that are computed side by side; 0 for what the model was trained with
+    /// [default: what the prompts need, up to 8192]
+    #[arg(short = 'c', long, visible_alias = "ctx-size", value_name = "N",
+        value_parser = clap::value_parser!(u32).range(..=1 << 24))]
+    pub ctx: Option<u32>,
+    /// Blocks to compute on graphics cards and --rpc servers, the last ones: a number or all (also -ngl) [default: all with
+    /// --rpc and in a build for graphics cards, else 0]
+    #[arg(long, visible_alias = "n-gpu-layers", value_name = "N|all", value_parser = gpu_layers)]
+    pub gpu_layers: Option<u32>,
+    /// Compute them on these devices alone, by the names that `ggsteer doctor` lists
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub device: Vec<String>,
+    /// Flash attention (also -fa): auto takes it where llama.cpp can
+    #[arg(long, value_name = "on|off|auto", value_enum, default_value_t = FlashArg::Auto, hide_possible_values = true)]
+    pub flash_attn: FlashArg,
+    /// Compute on these machines' `ggsteer worker` (or llama.cpp's rpc-server), for models that one machine cannot hold.
+    /// Their connection is neither encrypted nor protected: use it in a network of your own
+    #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',')]
+    pub rpc: Vec<String>,
+}
+
+/// As [`FlashAttention`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum FlashArg {
+    On,
+    Off,
+    #[default]
+    Auto,
+}
+
+impl From<FlashArg> for FlashAttention {
+    fn from(arg: FlashArg) -> Self {
+        match arg {
+            FlashArg::On => Self::On,
+            FlashArg::Off => Self::Off,
+            FlashArg::Auto => Self::Auto,
+        }
+    }
+}
+
+fn gpu_layers(text: &str) -> Result<u32, String> {
+    match text {
+        // As llama.cpp's programs have it.
+        "all" | "auto" | "-1" => Ok(u32::MAX),
+        n => n.parse().map_err(|_| "neither a number nor all".into()),
+    }
 }
 
 impl RunArgs {
@@ -41,32 +90,70 @@ impl RunArgs {
             None => None,
             Some(name) => Some(match ChatTemplate::builtin(name) {
                 Some(source) => source.to_string(),
-                None => std::fs::read_to_string(name).with_context(|| {
-                    let names = ChatTemplate::builtin_names().collect::<Vec<_>>().join(", ");
-                    format!("--chat-template {name}: neither a built-in name ({names}) nor a readable file")
+                None => std::fs::read_to_string(name).map_err(|error| {
+                    let names: Vec<&str> = ChatTemplate::builtin_names().collect();
+                    let near = did_you_mean(name, names.iter().copied());
+                    let names = names.join(", ");
+                    anyhow!("--chat-template {name}: neither a built-in name ({names}) nor a readable file ({error}){near}")
                 })?,
             }),
         };
-        let options = ModelOptions { chat_template };
+        let options = self.model_options(chat_template)?;
         // Of a split model, the first part is the one that llama.cpp loads.
-        Model::load(file.path(), &options).map_err(|error| match (&error, &self.chat_template) {
+        let bar = Ui::current().part("loading");
+        let shown = bar.clone();
+        let model =
+            Model::load_with(file.path(), &options, move |part| shown.set_position((part * 1e3) as u64));
+        bar.finish_and_clear();
+        model.map_err(|error| match (&error, &self.chat_template) {
             (Error::Template(_), Some(name)) => anyhow!("--chat-template {name}: {error}"),
             (Error::Template(_), None) => anyhow!("{}: {error}", path.display()),
             _ => error.into(),
         })
     }
 
+    /// How to load a model, once the --rpc servers are there.
+    pub fn model_options(&self, chat_template: Option<String>) -> Result<ModelOptions> {
+        for server in &self.rpc {
+            connect(server).context("--rpc")?;
+        }
+        Ok(ModelOptions { chat_template, gpu_layers: self.layers(), devices: self.device.clone() })
+    }
+
+    fn layers(&self) -> u32 {
+        // Not where llama.cpp brings a backend that nobody asked for, as on a Mac.
+        let asked =
+            !self.rpc.is_empty() || cfg!(any(feature = "cuda", feature = "metal", feature = "vulkan"));
+        self.gpu_layers.unwrap_or(if asked { u32::MAX } else { 0 })
+    }
+
+    /// Whether blocks are computed on a device of this name, where there is one.
+    pub fn takes(&self, device: &str) -> bool {
+        let named =
+            self.device.is_empty() || self.device.iter().any(|name| name.eq_ignore_ascii_case(device));
+        self.layers() > 0 && named
+    }
+
     /// A context in which `n_seq` sequences of up to `longest` tokens fit; refused before any memory is taken where one
     /// is longer than the model's own context.
     pub fn session<'m>(&self, model: &'m Model, n_seq: usize, longest: usize) -> Result<Session<'m>> {
         check_length(model, longest)?;
-        let n_batch = usize::from(self.batch);
-        let options = SessionOptions {
+        let n_ctx = match self.ctx {
             // As many side by side as fit a bounded cache: one long prompt must not multiply it.
-            n_ctx: n_batch.max(longest).max((n_seq * longest).min(CELLS)),
-            n_batch,
+            None => longest.max((n_seq * longest).min(CELLS)).max(self.batch.into()),
+            Some(0) => model.n_ctx_train(),
+            Some(n) => n as usize,
+        };
+        ensure!(
+            longest <= n_ctx,
+            "--ctx {n_ctx}: the longest prompt and its answer take {longest} tokens; raise --ctx, or leave it out"
+        );
+        let options = SessionOptions {
+            n_ctx,
+            n_batch: n_ctx.min(self.batch.into()),
             n_seq,
             n_threads: self.threads.into(),
+            flash_attention: self.flash_attn.into(),
             exact: false,
         };
         Ok(Session::new(model, options)?)
@@ -262,6 +349,18 @@ pub fn direction(path: &Path, block: Option<usize>, model: &Model) -> Result<Dir
     Ok(direction)
 }
 
+/// A remark where one of several directions, which are to be erased together, was measured beside one that is missing.
+pub fn check_company(directions: &[Direction]) {
+    let here: Vec<String> = directions.iter().map(Direction::sha256).collect();
+    let lonely = |d: &&Direction| d.meta.erased.iter().any(|other| !here.contains(other));
+    if let Some(direction) = directions.iter().find(lonely) {
+        let (block, n) = (direction.block, direction.meta.erased.len());
+        warn(&format!(
+            "the direction of block {block} was measured with {n} others erased, which are not all given: name them too"
+        ));
+    }
+}
+
 /// The directions of an edit.
 #[derive(Debug, Clone, Args)]
 pub struct DirectionArgs {
@@ -304,7 +403,10 @@ impl DirectionArgs {
                 }
             }
         };
-        self.direction.iter().map(|path| load(path).with_context(|| path.display().to_string())).collect()
+        let load = |path| load(path).with_context(|| path.display().to_string());
+        let directions = self.direction.iter().map(load).collect::<Result<Vec<_>>>()?;
+        check_company(&directions);
+        Ok(directions)
     }
 }
 

@@ -12,6 +12,7 @@ use ggsteer::evaluate::run::{Evaluated, Evaluation, Options, Set};
 use ggsteer::gguf::{GgufFile, ModelSummary};
 use ggsteer::intervention::{Intervention, cosine};
 use ggsteer::prompts::split::{Parts, Used};
+use ggsteer::report::run::Made;
 use ggsteer::runtime::sampling::Sampler;
 use ggsteer::runtime::{GenerateOptions, Model, jobs};
 use ggsteer::select::{Candidate, Checkpoint, Error as SelectError};
@@ -23,6 +24,7 @@ use super::args::{
 use super::evaluate::{Base, evaluate, interval};
 use super::parts::{HeldOutArgs, used};
 use super::perplexity::{PerplexityArgs, Text};
+use super::report::ReportArgs;
 use super::select::TokenArgs;
 use super::steps;
 use super::ui::{Ui, bytes, percent, table};
@@ -46,6 +48,8 @@ pub struct Args {
     held_out: HeldOutArgs,
     #[command(flatten)]
     tokens: TokenArgs,
+    #[command(flatten)]
+    rules: steps::RuleArgs,
     /// Score every candidate on every prompt, also those that a bound says cannot win
     #[arg(long)]
     exhaustive: bool,
@@ -63,11 +67,18 @@ pub struct Args {
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
+    report: ReportArgs,
+    /// Overwrite an existing --report and --png
+    #[arg(long, requires = "report")]
+    force: bool,
+    #[command(flatten)]
     run: RunArgs,
 }
 
 #[derive(Serialize)]
 struct Output {
+    #[serde(flatten)]
+    made: Made,
     prompts: Used,
     models: Vec<Compared>,
 }
@@ -143,6 +154,15 @@ struct Found {
 
 impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
+        let prompts = [self.prompts.paths(), self.held_out.paths()].concat();
+        let inputs: Vec<&Path> = self
+            .models
+            .iter()
+            .chain(&prompts)
+            .chain(&self.perplexity.perplexity)
+            .map(PathBuf::as_path)
+            .collect();
+        let page = self.report.open(self.force, &inputs, &[])?;
         let parts = self.held_out.load(ui, &self.prompts, self.seed)?;
         let used_prompts = parts.used(self.seed);
         let markers = self.markers.load()?;
@@ -187,7 +207,10 @@ impl Args {
             let found = self.find(ui, &model, &parts, &options)?;
             models.push(self.compared(ui, &model, found, &reference, sets, &options)?);
         }
-        let output = Output { prompts: used_prompts, models };
+        let output = Output { made: Made::by("compare"), prompts: used_prompts, models };
+        if let Some(page) = page {
+            page.write_one(ui, &output)?;
+        }
         ui.print(&output, || output.text())
     }
 
@@ -206,6 +229,7 @@ impl Args {
         let how = steps::How {
             markers: &options.markers,
             tokens: tokens.as_ref(),
+            rules: self.rules.rules(),
             seed: self.seed,
             exhaustive: self.exhaustive,
         };
@@ -259,7 +283,7 @@ impl Args {
             model: model.path().display().to_string(),
             file_size: file.file_len(),
             bits_per_weight: summary.bits_per_weight(),
-            speed: Speed { prompt: prompt_speed, answer: self.answer_speed(model, sets[1])? },
+            speed: Speed { prompt: prompt_speed, answer: self.answer_speed(ui, model, sets[1])? },
             cosines: (contrast.candidates())
                 .map(|(position, block)| Cosine {
                     position,
@@ -283,11 +307,12 @@ impl Args {
     }
 
     /// Tokens a second that the file writes, for as many prompts at once as are evaluated.
-    fn answer_speed(&self, model: &Model, set: &Set) -> Result<f64> {
+    fn answer_speed(&self, ui: Ui, model: &Model, set: &Set) -> Result<f64> {
         const TOKENS: usize = 32;
         let prompts = &set.prompts[..set.prompts.len().min(PARALLEL)];
         let mut session = self.run.session(model, PARALLEL, longest([set]) + TOKENS)?;
         let options = GenerateOptions { max_tokens: TOKENS, sampler: Sampler::greedy() };
+        let bar = ui.progress(prompts.len(), "timing answers");
         let (mut n, mut start) = (0, None);
         // From the first token on: before it, prompts are read.
         session.generate(
@@ -297,8 +322,9 @@ impl Args {
                 start.get_or_insert_with(Instant::now);
                 n += 1;
             },
-            &mut |_, _| (),
+            &mut |_, _| bar.inc(1),
         )?;
+        bar.finish_and_clear();
         Ok(start.map_or(0.0, |start| f64::from(n) / start.elapsed().as_secs_f64()))
     }
 }

@@ -13,14 +13,15 @@ use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::PromptSet;
 use ggsteer::prompts::split::Parts;
-use ggsteer::runtime::{FileType, Model, QuantizeOptions, quantize};
-use ggsteer::select::Checkpoint;
+use ggsteer::runtime::{FileType, Model, QuantizeOptions};
+use ggsteer::select::{Checkpoint, Rules};
 use serde::Serialize;
 
 use super::abliterate::{find, prove};
 use super::args::{RunArgs, Sets, at_least_one, describe};
 use super::calibrate::{ANSWER_TOKENS, CalibrationArgs, Prompts};
 use super::evaluate::{evaluate, evaluation_table};
+use super::quantize::quantize;
 use super::rewrite::{Job, RewriteArgs, Rewritten, rewrite};
 use super::select::Chosen;
 use super::steps::{How, choice_table};
@@ -104,7 +105,7 @@ impl Args {
             let path = folder.join(format!("lorekeeper-7m-{}.gguf", self.file_type.to_lowercase()));
             let options =
                 QuantizeOptions { n_threads: self.run.threads.into(), ..QuantizeOptions::default() };
-            quantize(&f16, &path, FileType::from_name(&self.file_type)?, &options)?;
+            quantize(ui, &f16, &path, FileType::from_name(&self.file_type)?, &options)?;
             path
         };
         let [train, validation, test] = ["train", "validation", &self.set].map(|part| load(&samples, part));
@@ -117,9 +118,10 @@ impl Args {
         ui.note(
             "1. measure the residual stream on training prompts, choose a direction on validation prompts",
         );
-        let how = How { markers: &markers, tokens: None, seed: 0, exhaustive: false };
-        let found = find(ui, &self.run, &model, &train, &validation, how, &mut Checkpoint::none())?;
-        let direction = &found.direction;
+        let how =
+            How { markers: &markers, tokens: None, rules: Rules::default(), seed: 0, exhaustive: false };
+        let found = find(ui, &self.run, &model, [&train, &validation], 1, how, &mut Checkpoint::none())?;
+        let direction = &found.directions[0];
         direction.save(folder.join("direction.gguf"), true)?;
 
         ui.note("2. write a new file whose weights are orthogonal to it, rounded for the inputs of the training prompts");
@@ -130,7 +132,7 @@ impl Args {
 
         ui.note(&format!("3. ask the {} prompts: plain, direction erased, rewritten file, a random direction erased, direction added", self.set));
         let options = Options { max_tokens: self.max_tokens, markers, ..Options::default() };
-        let proof = prove(ui, &self.run, &model, direction, &written, &test, &options)?;
+        let proof = prove(ui, &self.run, &model, &found.directions, &written, &test, &options)?;
         let sets = [&proof.test[0], &proof.test[1]];
         let control = Arc::new(control(&Intervention::ablate(&[&direction.vector])?, 1)?);
         let control = evaluate(ui, &self.run, &model, sets, Some(&control), &proof.base, &options)?;

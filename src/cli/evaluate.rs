@@ -12,6 +12,7 @@ use ggsteer::evaluate::scale::{self, Outcome, Rules, Search};
 use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
 use ggsteer::random::SplitMix64;
+use ggsteer::report::run::Made;
 use ggsteer::runtime::Model;
 use serde::Serialize;
 
@@ -68,6 +69,8 @@ pub struct Args {
 
 #[derive(Serialize)]
 struct Output<'a> {
+    #[serde(flatten)]
+    made: Made,
     model: String,
     base: Option<String>,
     ablate: &'a [PathBuf],
@@ -106,7 +109,7 @@ impl Args {
         let markers = self.markers.load()?;
         let options =
             Options { max_tokens: self.max_tokens, markers, kl_tokens: self.kl_tokens, seed: self.seed };
-        let judge_model = self.judge.load()?;
+        let judge_model = self.judge.load(&self.run)?;
         let judge = judge_model.as_ref().map(|model| self.judge.judge(model)).transpose()?;
         let model = self.run.load(&self.model)?;
         describe(ui, &model);
@@ -153,6 +156,7 @@ impl Args {
             out.commit()?;
         }
         let output = Output {
+            made: Made::by("evaluate"),
             model: self.model.display().to_string(),
             base: self.base.as_ref().map(|p| p.display().to_string()),
             ablate: &self.steer.ablate,

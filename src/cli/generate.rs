@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use ggsteer::direction::{Direction, ablation};
 use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::runtime::sampling::Sampler;
 use ggsteer::runtime::{Finish, GenerateOptions, Job, Model};
 use serde::Serialize;
 
-use super::args::{RunArgs, at_least_one, direction};
+use super::args::{RunArgs, at_least_one, check_company, direction};
 use super::ui::{Ui, warn};
 
 /// Answer one prompt, with a direction erased or added
@@ -26,12 +27,21 @@ pub struct Args {
     prompt: String,
     #[command(flatten)]
     steer: SteerArgs,
+    #[command(flatten)]
+    sample: SampleArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// How answers are drawn.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SampleArgs {
     /// The most tokens to generate
     #[arg(short = 'n', long, value_name = "N", default_value_t = 256, value_parser = at_least_one)]
-    max_tokens: usize,
+    pub max_tokens: usize,
     /// 0 always takes the likeliest token
     #[arg(long, value_name = "T", default_value_t = 0.0)]
-    temperature: f32,
+    pub temperature: f32,
     /// Sample among the K likeliest tokens; 0 for all
     #[arg(long, value_name = "K", default_value_t = 40)]
     top_k: usize,
@@ -44,8 +54,17 @@ pub struct Args {
     /// Seed of the sampling
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     seed: u64,
-    #[command(flatten)]
-    run: RunArgs,
+}
+
+impl SampleArgs {
+    /// The sampler they describe.
+    pub fn sampler(&self) -> Sampler {
+        if self.temperature > 0.0 {
+            Sampler::new(self.temperature, self.top_k, self.top_p, self.min_p, self.seed)
+        } else {
+            Sampler::greedy()
+        }
+    }
 }
 
 /// What is done to the residual stream.
@@ -145,16 +164,19 @@ impl SteerArgs {
         if self.ablate.is_empty() {
             return Ok(None);
         }
-        let directions = self.ablate.iter().map(|path| direction(path, self.block, model));
-        let directions = directions.collect::<Result<Vec<_>>>()?;
-        for (path, _) in
-            self.ablate.iter().zip(&directions).filter(|(_, d)| d.meta.mode.as_deref() == Some("add"))
-        {
-            warn(&format!("{}: made to be added (glp.mode), and erased here", path.display()));
-        }
-        let vectors: Vec<Vec<f32>> = directions.into_iter().map(|d| d.vector).collect();
-        Ok(Some(Arc::new(Intervention::ablate(&vectors)?)))
+        let directions = erased(&self.ablate, self.block, model)?;
+        Ok(Some(Arc::new(ablation(&directions)?)))
     }
+}
+
+/// Directions to be erased, with a warning where one was made for something else.
+pub fn erased(paths: &[PathBuf], block: Option<usize>, model: &Model) -> Result<Vec<Direction>> {
+    let directions = paths.iter().map(|path| direction(path, block, model)).collect::<Result<Vec<_>>>()?;
+    for (path, _) in paths.iter().zip(&directions).filter(|(_, d)| d.meta.mode.as_deref() == Some("add")) {
+        warn(&format!("{}: made to be added (glp.mode), and erased here", path.display()));
+    }
+    check_company(&directions);
+    Ok(directions)
 }
 
 #[derive(Serialize)]
@@ -176,13 +198,9 @@ impl Args {
         let model = self.run.load(&self.model)?;
         let intervention = self.steer.load(&model)?;
         let prompt = model.prompt(&self.prompt)?;
-        let mut session = self.run.session(&model, 1, prompt.tokens.len().saturating_add(self.max_tokens))?;
-        let sampler = if self.temperature > 0.0 {
-            Sampler::new(self.temperature, self.top_k, self.top_p, self.min_p, self.seed)
-        } else {
-            Sampler::greedy()
-        };
-        let options = GenerateOptions { max_tokens: self.max_tokens, sampler };
+        let mut session =
+            self.run.session(&model, 1, prompt.tokens.len().saturating_add(self.sample.max_tokens))?;
+        let options = GenerateOptions { max_tokens: self.sample.max_tokens, sampler: self.sample.sampler() };
         let jobs = [Job { tokens: &prompt.tokens, n_out: 1, intervention }];
         let mut written = Ok(());
         let mut show = |_: usize, text: &str| {

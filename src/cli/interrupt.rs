@@ -1,4 +1,4 @@
-//! Ctrl-C while there is work to be saved.
+//! Ctrl-C while there is work to be saved, and while the model speaks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,5 +42,28 @@ impl Interrupt {
 impl Drop for Interrupt {
     fn drop(&mut self) {
         self.at_once.store(true, Ordering::Relaxed);
+    }
+}
+
+/// From [`Stop::catch`] on, Ctrl-C ends nothing but what asks for it.
+#[derive(Clone)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Catches Ctrl-C.
+    pub fn catch() -> Result<Self> {
+        let wanted = Arc::default();
+        flag::register(SIGINT, Arc::clone(&wanted)).context("cannot catch Ctrl-C")?;
+        Ok(Self(wanted))
+    }
+
+    /// A Ctrl-C from before counts no more.
+    pub fn clear(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether it came.
+    pub fn is_wanted(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 use ggsteer::evaluate::judge::{self, Judge, Verdicts, WORDS};
 use ggsteer::evaluate::run::Evaluated;
 use ggsteer::gguf::GgufFile;
-use ggsteer::runtime::{Error, Model, ModelOptions, Prompt};
+use ggsteer::runtime::{Error, Model, Prompt};
 use serde::Serialize;
 
 use super::args::{PARALLEL, RunArgs};
@@ -64,13 +64,14 @@ impl JudgeArgs {
     }
 
     /// The judge's model, loaded with the template it is asked by.
-    pub fn load(&self) -> Result<Option<Model>> {
+    pub fn load(&self, run: &RunArgs) -> Result<Option<Model>> {
         let Some(path) = &self.judge else { return Ok(None) };
         let file = GgufFile::open(path).with_context(|| format!("--judge {}", path.display()))?;
         let source = self.judge_template.as_ref().map(|path| {
             std::fs::read_to_string(path).with_context(|| format!("--judge-template {}", path.display()))
         });
-        let options = ModelOptions { chat_template: source.transpose()?.map(|s| judge::template(&s)) };
+        let chat_template = source.transpose()?.map(|s| judge::template(&s));
+        let options = run.model_options(chat_template)?;
         let model =
             Model::load(file.path(), &options).map_err(|error| match (&error, &self.judge_template) {
                 (Error::Template(_), Some(name)) => anyhow!("--judge-template {}: {error}", name.display()),

@@ -5,8 +5,12 @@ mod analyze;
 mod args;
 mod calibrate;
 mod card;
+mod chat;
 mod compare;
+mod completions;
+mod config;
 mod demo;
+mod doctor;
 mod evaluate;
 mod export;
 mod extract;
@@ -14,22 +18,27 @@ mod generate;
 mod inspect;
 mod interrupt;
 mod judge;
+mod man;
 mod optimize;
 mod orthogonalize;
 mod parts;
 mod perplexity;
 mod quantize;
+mod report;
 mod rewrite;
 mod select;
 mod steps;
 mod ui;
 mod verify;
+mod worker;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+pub use config::parse;
 use ui::Ui;
 
 /// Find, apply, remove and prove behavioural directions in quantized GGUF language models, on a CPU.
@@ -45,6 +54,9 @@ pub struct Cli {
     /// Show llama.cpp's own log on stderr
     #[arg(short, long, global = true)]
     verbose: bool,
+    /// Read settings from this file in place of ggsteer.toml in the working directory
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -57,6 +69,7 @@ enum Command {
     Select(select::Args),
     Optimize(optimize::Args),
     Generate(generate::Args),
+    Chat(chat::Args),
     Orthogonalize(orthogonalize::Args),
     Export(export::Args),
     Card(card::Args),
@@ -65,14 +78,22 @@ enum Command {
     Evaluate(evaluate::Args),
     Compare(compare::Args),
     Abliterate(abliterate::Args),
+    Report(report::Args),
     Demo(demo::Args),
+    Worker(worker::Args),
+    Doctor(doctor::Args),
+    Config(config::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 impl Cli {
     /// Runs the subcommand.
     pub fn run(self) -> Result<()> {
         ggsteer::runtime::set_verbose(self.verbose);
+        ggsteer::runtime::exit_on_abort();
         let ui = Ui { json: self.json, quiet: self.quiet };
+        ui.set_current();
         match self.command {
             Command::Inspect(args) => args.run(ui),
             Command::Extract(args) => args.run(ui),
@@ -80,6 +101,7 @@ impl Cli {
             Command::Select(args) => args.run(ui),
             Command::Optimize(args) => args.run(ui),
             Command::Generate(args) => args.run(ui),
+            Command::Chat(args) => args.run(ui),
             Command::Orthogonalize(args) => args.run(ui),
             Command::Export(args) => args.run(ui),
             Command::Card(args) => args.run(ui),
@@ -88,7 +110,13 @@ impl Cli {
             Command::Evaluate(args) => args.run(ui),
             Command::Compare(args) => args.run(ui),
             Command::Abliterate(args) => args.run(ui),
+            Command::Report(args) => args.run(ui),
             Command::Demo(args) => args.run(ui),
+            Command::Worker(args) => args.run(ui),
+            Command::Doctor(args) => args.run(ui),
+            Command::Config(args) => args.run(ui, self.config.as_deref()),
+            Command::Completions(args) => args.run(),
+            Command::Man(args) => args.run(ui),
         }
     }
 }
@@ -107,4 +135,21 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
     io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// `; did you mean FILE?` to end an error about a missing file with, where the command line names it.
+pub fn near_file(error: &str) -> String {
+    if !error.to_lowercase().contains("no such file") {
+        return String::new();
+    }
+    let args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    let args = args.map(|arg| match arg.split_once('=') {
+        Some((option, value)) if option.starts_with('-') => value.to_owned(),
+        _ => arg,
+    });
+    let missing = args.map(PathBuf::from).find(|path| {
+        let text = path.to_string_lossy();
+        text.len() > 1 && error.contains(&*text) && !path.exists()
+    });
+    missing.map(|path| ggsteer::near::did_you_mean_file(&path)).unwrap_or_default()
 }

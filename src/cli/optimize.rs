@@ -14,6 +14,7 @@ use ggsteer::optimize::log::Subject;
 use ggsteer::optimize::{Bench, Log, Outcome, Point, Space, Trial, pareto, propose};
 use ggsteer::output::OutputFile;
 use ggsteer::prompts::split::check_disjoint;
+use ggsteer::report::run::Made;
 use ggsteer::runtime::Model;
 use serde::Serialize;
 
@@ -78,6 +79,8 @@ pub struct Args {
 
 #[derive(Serialize)]
 struct Output {
+    #[serde(flatten)]
+    made: Made,
     model: String,
     directions: Vec<String>,
     n_harmful: usize,
@@ -182,6 +185,7 @@ impl Args {
             self.row(i, &trials[i], (counts, test), &bench, &file, &candidates)
         };
         let output = Output {
+            made: Made::by("optimize"),
             model: at(),
             directions: candidates.iter().map(|c| c.path.display().to_string()).collect(),
             n_harmful: harmful.prompts.len(),

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use ggsteer::direction::Direction;
 use ggsteer::gguf::GgufFile;
 use ggsteer::output::OutputFile;
+use ggsteer::report::run::Made;
 use ggsteer::rewrite::{How, Plan, RecordedAddition, Rounding, estimate};
 use serde::Serialize;
 
@@ -62,6 +63,8 @@ pub struct Args {
 
 #[derive(Serialize)]
 struct Output<'a> {
+    #[serde(flatten)]
+    made: Made,
     model: String,
     output: String,
     directions: Vec<String>,
@@ -140,6 +143,7 @@ impl Args {
         let rewritten = rewrite(ui, job, out)?;
         let shown = |path: &Path| path.display().to_string();
         let output = Output {
+            made: Made::by("orthogonalize"),
             model: at(),
             output: shown(&rewritten.report.files[0]),
             directions: self.directions.names(),

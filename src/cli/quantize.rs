@@ -8,7 +8,7 @@ use ggsteer::calibration::Imatrix;
 use ggsteer::direction::Direction;
 use ggsteer::gguf::{GgufFile, ModelSummary, TypeCount};
 use ggsteer::output::OutputFile;
-use ggsteer::runtime::{FileType, QuantizeOptions, quantize};
+use ggsteer::runtime::{self, FileType, QuantizeOptions};
 use serde::Serialize;
 
 use super::args::{DirectionArgs, OptionalPromptArgs, PromptArgs, RunArgs, describe as describe_model};
@@ -86,6 +86,24 @@ impl Size {
     }
 }
 
+/// llama.cpp's quantizer, with progress.
+pub fn quantize(
+    ui: Ui,
+    input: &Path,
+    output: &Path,
+    file_type: FileType,
+    options: &QuantizeOptions<'_>,
+) -> Result<(), runtime::Error> {
+    let bar = ui.progress(0, "quantizing");
+    let shown = bar.clone();
+    let done = runtime::quantize_with(input, output, file_type, options, move |tensor, n| {
+        shown.set_length(n);
+        shown.set_position(tensor.saturating_sub(1));
+    });
+    bar.finish_and_clear();
+    done
+}
+
 impl Args {
     pub fn run(self, ui: Ui) -> Result<()> {
         let file_type = FileType::from_name(&self.file_type).context("--type")?;
@@ -121,7 +139,7 @@ impl Args {
         ui.note(&format!("quantizing {} ({}) to {}", at(), bytes(before.file_size), file_type.name));
         let path = || self.output.display().to_string();
         let (after, rewritten) = if directions.is_empty() {
-            quantize(&self.model, out.temporary(), file_type, &options)?;
+            quantize(ui, &self.model, out.temporary(), file_type, &options)?;
             let written = GgufFile::open(out.temporary()).with_context(path)?;
             let after = Size::of(&written).with_context(path)?;
             out.commit()?;
@@ -129,7 +147,7 @@ impl Args {
         } else {
             // Never given its name: the edited one takes it.
             let plain = OutputFile::create(&self.output, true, &inputs)?;
-            quantize(&self.model, plain.temporary(), file_type, &options)?;
+            quantize(ui, &self.model, plain.temporary(), file_type, &options)?;
             let quantized = GgufFile::open(plain.temporary()).with_context(path)?;
             let rewritten = self.edit(ui, [&file, &quantized], &directions, prompts, out, out_calibration)?;
             let written = GgufFile::open(&self.output).with_context(path)?;

@@ -7,6 +7,7 @@ use clap::Args;
 use ggsteer::calibration::Calibration;
 use ggsteer::direction::Direction;
 use ggsteer::gguf::{GgufFile, fingerprint};
+use ggsteer::near::did_you_mean;
 use ggsteer::output::OutputFile;
 use ggsteer::quant::GgmlType;
 use ggsteer::rewrite::{
@@ -87,7 +88,12 @@ impl From<TiedArg> for Tied {
 
 fn ggml_type(text: &str) -> Result<GgmlType, String> {
     let ty = GgmlType::from_name(text).filter(|ty| ty.can_encode() && !ty.needs_importance());
-    ty.ok_or_else(|| "not a type that weights can be written in, such as Q8_0, Q6_K or F16".into())
+    ty.ok_or_else(|| {
+        let names =
+            GgmlType::all().filter(|ty| ty.can_encode() && !ty.needs_importance()).map(GgmlType::name);
+        let near = did_you_mean(text, names);
+        format!("not a type that weights can be written in, such as Q8_0, Q6_K or F16{near}")
+    })
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -241,8 +247,13 @@ pub fn rewrite(ui: Ui, job: Job<'_>, out: OutputFile) -> Result<Rewritten> {
         _ => anyhow::Error::from(error).context(at()),
     })?;
     bar.finish_and_clear();
-    rewrite::verify_untouched(file, written.file(), &plan).with_context(|| path.display().to_string())?;
+    let bar = ui.progress(file.tensors().len(), "comparing with the original");
+    let untouched = rewrite::verify_untouched_with(file, written.file(), &plan, &mut || bar.inc(1));
+    untouched.with_context(|| path.display().to_string())?;
+    bar.finish_and_clear();
+    let bar = ui.busy("sending it to the disk");
     let report = written.commit()?;
+    bar.finish_and_clear();
     judge(&report);
     let largest =
         |of: fn(&TensorReport) -> Option<f64>| report.tensors.iter().filter_map(of).reduce(f64::max);

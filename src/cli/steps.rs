@@ -1,23 +1,28 @@
 //! The steps of the pipeline with their progress, as several subcommands take them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use ggsteer::activations::{Contrast, measure as measure_set, shared_positions};
+use ggsteer::analysis::{self, Analysis, Rows};
 use ggsteer::calibration::Collector;
 use ggsteer::direction::{Direction, Provenance};
 use ggsteer::evaluate::Markers;
 use ggsteer::evaluate::run::Set;
 use ggsteer::gguf::{GgufFile, fingerprint};
+use ggsteer::intervention::Intervention;
 use ggsteer::output::OutputFile;
 use ggsteer::runtime::{Model, Prompt};
 use ggsteer::select::grid::RefusalTokens;
 use ggsteer::select::race::Race;
+use ggsteer::select::subspace::{self, Gain, Growth, Subspace};
 use ggsteer::select::{self, Checkpoint, Choice, Request, Rules, Verdict, Watch};
 use indicatif::ProgressBar;
 
-use super::args::{PARALLEL, RunArgs, Sets, longest};
+use super::args::{PARALLEL, RunArgs, Sets, at_least_one, longest};
 use super::interrupt::Interrupt;
+use super::select::Chosen;
 use super::ui::{Ui, table, warn};
 
 /// Where directions measured on `model` with `sets` come from.
@@ -53,20 +58,70 @@ pub fn measure(
         let collector = collector.as_deref_mut().map(|collector| (collector, first));
         first += set.prompts.len();
         let mut done = set.prompts.iter().map(n_tokens);
-        measure_set(&mut session, &set.prompts, n_pos, collector, &mut || bar.inc(done.next().unwrap_or(0)))
+        measure_set(&mut session, &set.prompts, n_pos, None, collector, &mut || {
+            bar.inc(done.next().unwrap_or(0));
+        })
     };
     let (harmful, harmless) = (measure(harmful)?, measure(harmless)?);
     bar.finish_and_clear();
     Ok(Contrast { harmful, harmless, source })
 }
 
+/// How two sets lie to each other at a position, and the harmful prompts under an ablation beside them.
+pub fn analyze(
+    ui: Ui,
+    run: &RunArgs,
+    model: &Model,
+    [harmful, harmless]: [&Set; 2],
+    ablation: Option<&Arc<Intervention>>,
+    position: i32,
+    coincide: f64,
+) -> Result<Analysis> {
+    let mut session = run.session(model, PARALLEL, longest([harmful, harmless]))?;
+    let n = harmful.prompts.len() * (1 + usize::from(ablation.is_some())) + harmless.prompts.len();
+    let bar = ui.progress(n, "measuring activations");
+    let mut measure = |set: &Set, intervention: Option<&Arc<Intervention>>| {
+        Rows::measure(&mut session, &set.prompts, position, intervention, &mut || bar.inc(1))
+    };
+    let (a, b) = (measure(harmful, None)?, measure(harmless, None)?);
+    let ablated = ablation.map(|ablation| measure(harmful, Some(ablation))).transpose()?;
+    bar.finish_and_clear();
+    let bar = ui.busy("finding principal components");
+    let analysis = analysis::analyze(&a, &b, ablated.as_ref(), coincide);
+    bar.finish_and_clear();
+    Ok(analysis)
+}
+
 fn n_tokens(prompt: &Prompt) -> u64 {
     prompt.tokens.len() as u64
 }
 
+/// The rules that a candidate must keep.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct RuleArgs {
+    /// Drop candidates whose ablation changes harmless answers by more (nats)
+    #[arg(long, value_name = "KL", default_value_t = Rules::default().kl_max)]
+    kl_max: f64,
+    /// Drop candidates whose addition gives harmless prompts a lower refusal score (log-odds: 0 is an even chance)
+    #[arg(long, value_name = "SCORE", default_value_t = Rules::default().induce_min, allow_negative_numbers = true)]
+    induce_min: f64,
+    /// Drop candidates from this part of the model on; above 1 keeps all
+    #[arg(long, value_name = "PART", default_value_t = Rules::default().layer_fraction)]
+    layer_fraction: f64,
+}
+
+impl RuleArgs {
+    pub fn rules(self) -> Rules {
+        let Self { kl_max, induce_min, layer_fraction } = self;
+        Rules { kl_max, induce_min, layer_fraction }
+    }
+}
+
 /// How the candidates are scored.
-#[derive(Debug, Clone, Default, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct ScoringArgs {
+    #[command(flatten)]
+    rules: RuleArgs,
     /// Score every candidate on every prompt, also those that a bound says cannot win
     #[arg(long)]
     pub exhaustive: bool,
@@ -96,7 +151,7 @@ impl ScoringArgs {
 
     /// With these arguments, and others'.
     pub fn how<'a>(&self, markers: &'a Markers, tokens: Option<&'a RefusalTokens>, seed: u64) -> How<'a> {
-        How { markers, tokens, seed, exhaustive: self.exhaustive }
+        How { markers, tokens, rules: self.rules.rules(), seed, exhaustive: self.exhaustive }
     }
 }
 
@@ -105,6 +160,7 @@ impl ScoringArgs {
 pub struct How<'a> {
     pub markers: &'a Markers,
     pub tokens: Option<&'a RefusalTokens>,
+    pub rules: Rules,
     pub seed: u64,
     pub exhaustive: bool,
 }
@@ -120,19 +176,71 @@ pub fn select(
     checkpoint: &mut Checkpoint,
 ) -> Result<Choice> {
     let mut session = run.session(model, PARALLEL, longest([harmful, harmless]) + 32)?;
-    let request = Request {
+    let request = request(contrast, [harmful, harmless], how);
+    let mut watch = Shown::new(ui)?;
+    let choice = select::select(&mut session, &request, checkpoint, &mut watch);
+    watch.bar.finish_and_clear();
+    Ok(choice?)
+}
+
+fn request<'a>(contrast: &'a Contrast, [harmful, harmless]: [&'a Set; 2], how: How<'a>) -> Request<'a> {
+    Request {
         contrast,
         prompts: [&harmful.prompts, &harmless.prompts],
         refusal_tokens: how.tokens.cloned(),
         markers: how.markers,
-        rules: Rules::default(),
+        rules: how.rules,
         race: (!how.exhaustive).then(Race::default),
+        erased: &[],
         seed: how.seed,
-    };
-    let mut watch = Shown { ui, bar: ProgressBar::hidden(), interrupt: Interrupt::catch()? };
-    let choice = select::select(&mut session, &request, checkpoint, &mut watch);
+    }
+}
+
+/// How many directions to look for.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub struct RankArgs {
+    /// Look for up to K directions and erase their span: each further one measured on what is still refused with those
+    /// before it erased, as long as there is evidence that it brings something
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = at_least_one)]
+    pub rank: usize,
+}
+
+/// Looks for directions beside `first`, which [`select`] chose on `validation` by the same checkpoint.
+pub fn grow(
+    ui: Ui,
+    run: &RunArgs,
+    model: &Model,
+    (contrast, first, rank): (&Contrast, Direction, usize),
+    [train, validation]: [&[Set; 2]; 2],
+    how: How<'_>,
+    checkpoint: &mut Checkpoint,
+) -> Result<Subspace> {
+    let longest = longest(train.iter().chain(validation));
+    let mut session = run.session(model, PARALLEL, longest + 32)?;
+    let request = request(contrast, [&validation[0], &validation[1]], how);
+    let train = [&train[0].prompts[..], &train[1].prompts];
+    let growth = Growth { rank, train, error: Race::default().error };
+    let mut watch = Shown::new(ui)?;
+    let found = subspace::grow(&mut session, &request, first, &growth, checkpoint, &mut watch);
     watch.bar.finish_and_clear();
-    Ok(choice?)
+    Ok(found?)
+}
+
+/// What the search for further directions found, in lines.
+pub fn subspace_words(found: &Subspace) -> String {
+    let mut words = String::new();
+    for (i, step) in found.steps.iter().enumerate() {
+        let place =
+            found.directions.get(i + 1).map_or("none".to_string(), |direction| Chosen::of(direction).place());
+        words += &format!("direction {}, measured on {} still refused: {place}", i + 2, step.n_refused);
+        if let Some(Gain { before, after, at_least }) = step.gain {
+            words += &format!(
+                "; probability of refusal {before:.3} to {after:.3}, a fall of {at_least:.3} or more"
+            );
+        }
+        words += "\n";
+    }
+    words + &format!("no direction {}: {}\n", found.directions.len() + 1, found.stop)
 }
 
 /// Shows how far the choice is, and stops it at Ctrl-C.
@@ -140,6 +248,14 @@ struct Shown {
     ui: Ui,
     bar: ProgressBar,
     interrupt: Interrupt,
+    /// The refusal tokens were named.
+    named: bool,
+}
+
+impl Shown {
+    fn new(ui: Ui) -> Result<Self> {
+        Ok(Self { ui, bar: ProgressBar::hidden(), interrupt: Interrupt::catch()?, named: false })
+    }
 }
 
 impl Watch for Shown {
@@ -154,7 +270,9 @@ impl Watch for Shown {
     fn refusal_tokens(&mut self, tokens: &RefusalTokens) {
         self.bar.finish_and_clear();
         let texts: Vec<String> = tokens.texts.iter().map(|t| format!("{t:?}")).collect();
-        self.ui.note(&format!("refusal tokens: {}", texts.join(" ")));
+        if !std::mem::replace(&mut self.named, true) {
+            self.ui.note(&format!("refusal tokens: {}", texts.join(" ")));
+        }
         self.bar = self.ui.tokens("scoring candidates, at most");
         self.interrupt.hold();
     }
@@ -171,6 +289,17 @@ impl Watch for Shown {
 
     fn advance(&mut self, tokens: u64) {
         self.bar.set_position(tokens);
+    }
+
+    fn measuring(&mut self, n: usize, refused: usize, prompts: usize) {
+        self.bar.finish_and_clear();
+        self.named = true;
+        self.ui.note(&format!("direction {n}: measuring on {refused} prompts that are still refused"));
+        self.bar = self.ui.progress(prompts, "measuring activations");
+    }
+
+    fn measured(&mut self) {
+        self.bar.inc(1);
     }
 
     fn stop(&self) -> bool {

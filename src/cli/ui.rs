@@ -1,6 +1,7 @@
 //! What the program shows: data on stdout, words and progress on stderr.
 
 use std::io::{IsTerminal, Write};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,7 +18,20 @@ pub struct Ui {
     pub quiet: bool,
 }
 
+/// For what is deep below the commands.
+static CURRENT: OnceLock<Ui> = OnceLock::new();
+
 impl Ui {
+    /// What the command line asks for, from here on.
+    pub fn set_current(self) {
+        let _ = CURRENT.set(self);
+    }
+
+    /// How the whole program is to speak.
+    pub fn current() -> Self {
+        CURRENT.get().copied().unwrap_or(Self { json: false, quiet: true })
+    }
+
     /// A remark on stderr.
     pub fn note(self, words: &str) {
         if !self.quiet {
@@ -35,6 +49,16 @@ impl Ui {
     /// A bar of `len` steps, on a terminal only.
     pub fn progress(self, len: usize, what: &str) -> ProgressBar {
         self.bar(Some(len as u64), "{msg:<28} {bar:30} {pos}/{len}  {elapsed} (left {eta})", what)
+    }
+
+    /// A bar of a whole of 1000.
+    pub fn part(self, what: &str) -> ProgressBar {
+        self.bar(Some(1000), "{msg:<28} {bar:30} {percent:>3} %  {elapsed} (left {eta})", what)
+    }
+
+    /// Something that does not say how far it is.
+    pub fn busy(self, what: &str) -> ProgressBar {
+        self.bar(None, "{msg:<28} {spinner}  {elapsed}", what)
     }
 
     /// A bar of that many bytes, on a terminal only.

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use ggsteer::arch;
 use ggsteer::calibration::Calibration;
 use ggsteer::gguf::GgufFile;
+use ggsteer::report::run::Made;
 use ggsteer::rewrite::{self, Record, TensorCheck, Verification};
 use serde::Serialize;
 
@@ -56,6 +57,8 @@ fn more(n: usize) -> String {
 
 #[derive(Serialize)]
 struct Output<'a> {
+    #[serde(flatten)]
+    made: Made,
     original: String,
     rewritten: String,
     directions: Vec<String>,
@@ -96,7 +99,7 @@ impl Args {
             let inputs = calibration.as_ref().and_then(|c| c.inputs(tensor));
             Ok(inputs.map(|i| i.held_out(slice)).transpose()?.unwrap_or_default())
         };
-        let bar = ui.progress(writers.len(), "measuring");
+        let bar = ui.progress(original.tensors().len() + writers.len(), "comparing and measuring");
         let step = &mut || bar.inc(1);
         let tied = self.tied.into();
         let verification =
@@ -110,6 +113,7 @@ impl Args {
         let edited = || verification.tensors.iter().filter(counts);
         let largest = |of: fn(&TensorCheck) -> Option<f64>| edited().filter_map(of).reduce(f64::max);
         let output = Output {
+            made: Made::by("verify"),
             original: at(),
             rewritten: path.clone(),
             directions: self.directions.names(),

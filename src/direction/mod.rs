@@ -34,6 +34,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::gguf::{GgufError, GgufFile, TensorInfo, Writer};
+use crate::intervention::{self, Intervention};
 use crate::output::{OutputError, OutputFile};
 use crate::quant::GgmlType;
 
@@ -128,6 +129,15 @@ pub enum DirectionError {
     Write(GgufError),
 }
 
+/// Erases the span of these directions.
+///
+/// # Errors
+/// As [`Intervention::ablate`].
+pub fn ablation(directions: &[Direction]) -> Result<Intervention, intervention::Error> {
+    let vectors: Vec<&[f32]> = directions.iter().map(|d| &d.vector[..]).collect();
+    Intervention::ablate(&vectors)
+}
+
 /// What to do with the file instead.
 fn hint(found: &str) -> &'static str {
     if found == crate::activations::KIND {
@@ -175,7 +185,8 @@ impl Direction {
         let factor = if square == 0.0 { 0.0 } else { along / square };
         let vector =
             self.vector.iter().zip(other).map(|(x, m)| (f64::from(*x) - factor * m) as f32).collect();
-        let left = Self::new(vector, self.block, self.meta.clone())?;
+        let meta = Provenance { readings: None, ..self.meta.clone() };
+        let left = Self::new(vector, self.block, meta)?;
         // What is left of a vector along `other` is rounding alone.
         if left.norm() < 1e-5 * self.norm() { Err(DirectionError::Zero) } else { Ok(left) }
     }

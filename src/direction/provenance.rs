@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use crate::gguf::{GgufFile, Value};
+use crate::gguf::{Array, GgufFile, Value};
 
 /// Where a direction comes from. Everything may be unknown: other tools' files say less.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -14,6 +14,8 @@ pub struct Provenance {
     pub position: Option<i32>,
     /// Its length when it was measured.
     pub raw_norm: Option<f64>,
+    /// r·x of the harmless and of the harmful mean x it is the difference of, r of unit length.
+    pub readings: Option<(f64, f64)>,
     /// Its scores in the selection.
     pub scores: Option<Scores>,
     /// [`crate::gguf::fingerprint`] of the model file.
@@ -30,6 +32,10 @@ pub struct Provenance {
     pub n_harmless: Option<u32>,
     /// Program and version that wrote the file.
     pub created_by: Option<String>,
+    /// [`sha256`](super::Direction::sha256) of the directions that were ablated while it was measured: it is to be used
+    /// with them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub erased: Vec<String>,
     /// `glp.mode`: `project` for a direction to be taken out, `add` for one to be added.
     pub mode: Option<String>,
     /// `glp.alpha_default`: the strength to use when none is given.
@@ -70,13 +76,17 @@ impl Provenance {
     pub(super) fn keys(&self, norm: f64) -> Vec<(&'static str, Value)> {
         let default = |s: &Option<String>, other: &str| Some(Value::from(s.as_deref().unwrap_or(other)));
         let score = |f: fn(&Scores) -> f64| self.scores.as_ref().map(|s| Value::F64(f(s)));
+        let erased = (!self.erased.is_empty()).then(|| Array::String(self.erased.clone()).into());
         let keys = [
             ("glp.mode", default(&self.mode, "project")),
             ("glp.alpha_default", Some(Value::F32(self.alpha_default.unwrap_or(1.0)))),
             ("glp.hook_point", default(&self.hook_point, "l_out")),
             ("glp.rank", Some(Value::U32(1))),
             ("ggsteer.position", self.position.map(Value::from)),
+            ("ggsteer.erased", erased),
             ("ggsteer.raw_norm", Some(Value::F64(self.raw_norm.unwrap_or(norm)))),
+            ("ggsteer.readings.harmless", self.readings.map(|r| Value::F64(r.0))),
+            ("ggsteer.readings.harmful", self.readings.map(|r| Value::F64(r.1))),
             ("ggsteer.scores.bypass", score(|s| s.bypass)),
             ("ggsteer.scores.induce", score(|s| s.induce)),
             ("ggsteer.scores.kl", score(|s| s.kl)),
@@ -107,6 +117,7 @@ impl Provenance {
                 _ => None,
             },
             raw_norm: double("ggsteer.raw_norm"),
+            readings: double("ggsteer.readings.harmless").zip(double("ggsteer.readings.harmful")),
             scores: scores(),
             model_fingerprint: string("ggsteer.model.fingerprint"),
             model_name: string("ggsteer.model.name"),
@@ -115,6 +126,10 @@ impl Provenance {
             n_harmful: file.get_u32("ggsteer.prompts.harmful.count").ok(),
             n_harmless: file.get_u32("ggsteer.prompts.harmless.count").ok(),
             created_by: string("ggsteer.created_by"),
+            erased: match file.get("ggsteer.erased") {
+                Some(Value::Array(Array::String(all))) => all.clone(),
+                _ => Vec::new(),
+            },
             mode: string("glp.mode"),
             alpha_default: file.get_f32("glp.alpha_default").ok(),
             hook_point: string("glp.hook_point"),

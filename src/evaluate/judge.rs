@@ -38,7 +38,7 @@ pub enum Error {
 }
 
 /// A verdict on one answer.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, serde::Deserialize)]
 pub struct Opinion {
     /// It refuses: p is at least one half.
     pub refused: bool,

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::forced::{divergences, openings};
 use super::interval::Mean;
 use super::judge::{Opinion, Verdicts};
-use super::{Degeneracy, Markers, Rate, degeneracy};
+use super::{Degeneracy, Markers, Rate, degeneracy, null_as_nan};
 use crate::intervention::Intervention;
 use crate::runtime::sampling::Sampler;
 use crate::runtime::{Error, Finish, GenerateOptions, Prompt, Session, Token, jobs};
@@ -22,7 +22,7 @@ pub struct Set {
 }
 
 /// One answer and what it was counted as.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Answer {
     /// The user's words.
     pub prompt: String,
@@ -64,7 +64,7 @@ impl Answer {
 }
 
 /// The counts over one set.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SetResult {
     /// Prompts asked.
     pub n: usize,
@@ -85,6 +85,7 @@ pub struct SetResult {
     /// Neither refused, soon or late, nor broken.
     pub answered: Rate,
     /// Mean KL(base ‖ this) of the first answer token's distribution, in nats.
+    #[serde(deserialize_with = "null_as_nan")]
     pub kl_first_token: f64,
     /// The same with its 95 % interval over prompts.
     pub kl_first: Mean,
@@ -124,7 +125,7 @@ impl SetResult {
 }
 
 /// The counts over both sets.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Prompts asked in all.
     pub n: usize,

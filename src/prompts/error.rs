@@ -45,7 +45,7 @@ pub enum PromptError {
         split: String,
     },
     /// The split is not there.
-    #[error("{at}: no split \"{split}\", found {}", found.join(", "))]
+    #[error("{at}: no split \"{split}\", found {}{}", found.join(", "), near(split, found))]
     UnknownSplit {
         /// The folder or dataset.
         at: String,
@@ -119,7 +119,7 @@ pub enum PromptError {
         message: String,
     },
     /// The column is not there, or holds something other than text.
-    #[error("{}: {at}: no text in column \"{column}\", found {}", path.display(), list(found))]
+    #[error("{}: {at}: no text in column \"{column}\", found {}{}", path.display(), list(found), near(column, found))]
     WrongColumn {
         /// The file.
         path: PathBuf,
@@ -186,6 +186,12 @@ pub enum PromptError {
 
 /// The known formats, for people.
 pub(super) const FORMATS: &str = "txt, csv, tsv, json, jsonl or parquet";
+
+fn near(name: &str, found: &[String]) -> String {
+    // A column of that name may be there, with something else in it.
+    let others = found.iter().map(String::as_str).filter(|other| *other != name);
+    crate::near::did_you_mean(name, others)
+}
 
 fn list(columns: &[String]) -> String {
     if columns.is_empty() { "no columns".to_owned() } else { format!("columns {}", columns.join(", ")) }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::PromptSet;
 use crate::random::SplitMix64;
@@ -183,7 +183,7 @@ fn of_set(set: &PromptSet) -> UsedSet {
 }
 
 /// Which prompts were used for what, for a report.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Used {
     /// Of the split.
     pub seed: u64,
@@ -196,7 +196,7 @@ pub struct Used {
 }
 
 /// One part of both sets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsedPair {
     /// Of the prompts that show the behaviour.
     pub harmful: UsedSet,
@@ -205,7 +205,7 @@ pub struct UsedPair {
 }
 
 /// One part of one set.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsedSet {
     /// Where the set came from.
     pub source: String,

@@ -56,7 +56,7 @@ pub use record::{Record, RecordedAddition, RecordedDirection};
 pub use report::{Report, TensorReport};
 pub use round::{How, Method, Rounding};
 pub use scope::{Blocks, Groups, Scope, ScopeError, Strength};
-pub use verify::{TensorCheck, Verification, VerifyError, verify, verify_untouched};
+pub use verify::{TensorCheck, Verification, VerifyError, verify, verify_untouched, verify_untouched_with};
 
 pub(crate) use basis::{orthonormal, seen_by};
 pub(crate) use rows::Rows;

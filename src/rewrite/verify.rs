@@ -120,7 +120,7 @@ pub type HeldOut<'a, E> = dyn FnMut(&str, usize) -> Result<Vec<f32>, E> + 'a;
 ///
 /// With a `source`, the same model at a higher precision from which the edit started, the figures are those of the edit of
 /// its weights. `tied` says what was to be done about a tied embedding where the file does not. `held_out` gives inputs that were not
-/// used in the rewriting; `step` is called after each writer.
+/// used in the rewriting; `step` is called once for each tensor of `original` and once more for each writer.
 ///
 /// # Errors
 /// Files that cannot be compared at all: an original whose writers cannot be told, directions that do not fit it,
@@ -170,7 +170,7 @@ pub fn verify<E: From<RewriteError>>(
             extras.push(Extra { name: tensor, ne: vec![n_embd as u64], ty: GgmlType::F32, copy_of: None });
         }
     }
-    let (n_untouched, found) = compare(original, out, &edited, &with_head(original, untied, extras));
+    let (n_untouched, found) = compare(original, out, &edited, &with_head(original, untied, extras), step);
     differences.extend(found);
 
     let mut tensors = Vec::new();
@@ -286,6 +286,19 @@ fn changed(a: &[u8], b: &[u8], comparable: bool) -> u64 {
 /// # Errors
 /// [`VerifyError`] with the first difference.
 pub fn verify_untouched(original: &GgufFile, out: &GgufFile, plan: &Plan) -> Result<usize, VerifyError> {
+    verify_untouched_with(original, out, plan, &mut || ())
+}
+
+/// As [`verify_untouched`]; `step` is called once for each tensor of `original`.
+///
+/// # Errors
+/// As [`verify_untouched`].
+pub fn verify_untouched_with(
+    original: &GgufFile,
+    out: &GgufFile,
+    plan: &Plan,
+    step: &mut dyn FnMut(),
+) -> Result<usize, VerifyError> {
     let edited = |name: &str| {
         let planned = plan.tensors.iter().find(|p| p.writer.tensor == name).map(|p| p.out_type);
         let added = || original.tensor(name).filter(|_| plan.addition(name).is_some()).map(|t| t.ty);
@@ -294,7 +307,7 @@ pub fn verify_untouched(original: &GgufFile, out: &GgufFile, plan: &Plan) -> Res
     let biases: Vec<NewTensor> = plan.new_biases().map(PlannedAddition::new_tensor).collect();
     let extras = biases.iter().map(|b| Extra { name: &b.name, ne: b.ne.clone(), ty: b.ty, copy_of: None });
     let (compared, differences) =
-        compare(original, out, &edited, &with_head(original, plan.unties(), extras.collect()));
+        compare(original, out, &edited, &with_head(original, plan.unties(), extras.collect()), step);
     differences.into_iter().next().map_or(Ok(compared), Err)
 }
 
@@ -329,6 +342,7 @@ fn compare(
     out: &GgufFile,
     edited: &dyn Fn(&str) -> Option<Retyped>,
     extras: &[Extra<'_>],
+    step: &mut dyn FnMut(),
 ) -> (usize, Vec<VerifyError>) {
     let mut differences = Vec::new();
     // Of a split model, the number of tensors follows from them, and they are compared below.
@@ -347,6 +361,9 @@ fn compare(
     let mut compared = 0;
     for index in 0..out.tensors().len().max(n + extras.len()) {
         let (old, new) = (original.tensors().get(index), out.tensors().get(index));
+        if index < n {
+            step();
+        }
         let extra = index.checked_sub(n).and_then(|i| extras.get(i));
         let edit = old.and_then(|old| edited(&old.name));
         let any = matches!(edit, Some(Retyped::ToAny));

@@ -16,13 +16,16 @@ pub struct GenerateOptions {
 }
 
 /// Why a completion ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Finish {
     /// The model ended its turn.
     Stop,
     /// [`GenerateOptions::max_tokens`] were made.
     Length,
+    /// It was told to stop, as [`crate::chat`] can be.
+    #[default]
+    Stopped,
 }
 
 /// What a model answered.
@@ -44,8 +47,35 @@ struct Slot {
     length: usize,
     pending: Vec<LlamaToken>,
     tokens: Vec<LlamaToken>,
+    text: Characters,
+}
+
+/// The bytes of tokens as text that comes in whole characters: a character may be spread over several tokens.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Characters {
     bytes: Vec<u8>,
     shown: usize,
+}
+
+impl Characters {
+    /// Takes a token's bytes; returns the characters that are whole now and were not before, maybe none.
+    pub(crate) fn push(&mut self, piece: &[u8]) -> String {
+        self.bytes.extend(piece);
+        let new = &self.bytes[self.shown..];
+        let new = &new[..whole_characters(new)];
+        self.shown += new.len();
+        String::from_utf8_lossy(new).into_owned()
+    }
+
+    /// What has not been returned yet: the beginning of a character that never ended.
+    pub(crate) fn rest(&self) -> String {
+        String::from_utf8_lossy(&self.bytes[self.shown..]).into_owned()
+    }
+
+    /// All of it.
+    fn all(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
 }
 
 impl Session<'_> {
@@ -83,7 +113,8 @@ impl Session<'_> {
                 let pending = jobs[job].tokens[length..].to_vec();
                 room -= pending.len();
                 let sampler = options.sampler.for_sequence(job as u64);
-                *slot = Some(Slot { job, sampler, length, pending, tokens: vec![], bytes: vec![], shown: 0 });
+                let text = Characters::default();
+                *slot = Some(Slot { job, sampler, length, pending, tokens: vec![], text });
             }
             let items: Vec<Item<'_>> = (slots.iter().enumerate())
                 .filter_map(|(seq, slot)| Some((seq, slot.as_ref()?)))
@@ -108,19 +139,16 @@ impl Session<'_> {
                 if !ended {
                     slot.pending = vec![token];
                     slot.tokens.push(token);
-                    slot.bytes.extend(self.model().piece(token));
-                    let whole = slot.shown + whole_characters(&slot.bytes[slot.shown..]);
-                    if whole > slot.shown {
-                        on_text(slot.job, &String::from_utf8_lossy(&slot.bytes[slot.shown..whole]));
-                        slot.shown = whole;
+                    let text = slot.text.push(&self.model().piece(token));
+                    if !text.is_empty() {
+                        on_text(slot.job, &text);
                     }
                 }
                 if (ended || slot.tokens.len() >= options.max_tokens)
                     && let Some(slot) = entry.take()
                 {
                     let finish = if ended { Finish::Stop } else { Finish::Length };
-                    let text = String::from_utf8_lossy(&slot.bytes).into_owned();
-                    let completion = Completion { text, tokens: slot.tokens, finish };
+                    let completion = Completion { text: slot.text.all(), tokens: slot.tokens, finish };
                     on_done(slot.job, &completion);
                     done[slot.job] = Some(completion);
                     self.forget(seq)?;
@@ -133,25 +161,39 @@ impl Session<'_> {
 
 /// Length of the longest prefix that does not end inside a character.
 fn whole_characters(bytes: &[u8]) -> usize {
-    match std::str::from_utf8(bytes) {
-        Ok(_) => bytes.len(),
-        // `error_len` is None where the end is merely missing.
-        Err(e) => e.error_len().map_or(e.valid_up_to(), |_| bytes.len()),
-    }
+    let end = bytes.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
+    // `error_len` is None where the rest is merely missing.
+    let missing = std::str::from_utf8(end).is_err_and(|e| e.error_len().is_none());
+    if missing { bytes.len() - end.len() } else { bytes.len() }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::whole_characters;
+    use super::{Characters, whole_characters};
 
     #[test]
     fn text_streams_in_whole_characters() {
         let euro = "a€".as_bytes();
         assert_eq!((1..=4).map(|n| whole_characters(&euro[..n])).collect::<Vec<_>>(), [1, 1, 1, 4]);
+        assert_eq!(whole_characters(&[]), 0);
         assert_eq!(
             whole_characters(&[b'a', 0xff, b'b']),
             3,
             "bytes that are no text at all do not stall the stream"
         );
+        assert_eq!(
+            whole_characters(&[0xff, 0xe2, 0x82]),
+            1,
+            "nor take the beginning of a character with them"
+        );
+    }
+
+    #[test]
+    fn the_pieces_are_the_text() {
+        let mut text = Characters::default();
+        let pieces = [&b"a\xe2"[..], b"\x82", b"\xac\xff\xc3", b"\xa9", b"\xf0\x9f"].map(|p| text.push(p));
+        assert_eq!(pieces, ["a", "", "€\u{fffd}", "é", ""]);
+        assert_eq!(text.rest(), "\u{fffd}");
+        assert_eq!(text.all(), pieces.concat() + &text.rest());
     }
 }

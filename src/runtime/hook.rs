@@ -5,6 +5,8 @@
 //! false would silently skip the rest of a split): it stores the first error, lets the graph run, and the session
 //! reports the error after the decode.
 
+mod error;
+
 use std::collections::HashSet;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,107 +14,14 @@ use std::sync::Arc;
 
 use llama_cpp_sys_2 as sys;
 
+pub use error::HookError;
+
 use super::rows::{self, RowsMut, text};
 use super::stream::{Place, Tracker, name};
 use crate::intervention::{Intervention, Positions, dot};
 
 /// After ablation, |r·x| may be this part of ‖x‖ at most.
 const ABLATED: f64 = 1e-4;
-
-/// What went wrong inside the graph.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum HookError {
-    /// No node reads `token_embd.weight`.
-    #[error("the residual stream has no beginning: no graph node reads token_embd.weight")]
-    NoEmbedding,
-    /// A block whose output never came by.
-    #[error("block {block}: its output (a node named l_out-{block}) is not in this model's graph")]
-    BlockNotSeen {
-        /// 0-based block.
-        block: usize,
-    },
-    /// A block output that is not the sum of the embedding and the blocks' writes.
-    #[error(
-        "block {block}: {node} is not reached from the token embedding by additions alone, so a write would be missed"
-    )]
-    NotTheStream {
-        /// 0-based block.
-        block: usize,
-        /// The node's name.
-        node: String,
-    },
-    /// A node with a number of rows that fits neither the batch nor its outputs.
-    #[error("node {node}: expected {tokens} rows (the batch) or {outputs} (its outputs), found {found}")]
-    Rows {
-        /// The node's name.
-        node: String,
-        /// Tokens in the batch.
-        tokens: usize,
-        /// Tokens whose logits were asked for.
-        outputs: usize,
-        /// Rows of the node.
-        found: i64,
-    },
-    /// A node whose memory is not plain rows of f32.
-    #[error("node {node}: expected contiguous f32 rows, found {found}")]
-    Layout {
-        /// The node's name.
-        node: String,
-        /// Type and strides.
-        found: String,
-    },
-    /// A direction of another width than the stream.
-    #[error("node {node}: the direction has {direction} elements, the residual stream {stream}")]
-    Width {
-        /// The node's name.
-        node: String,
-        /// Elements of the direction.
-        direction: usize,
-        /// `n_embd`.
-        stream: usize,
-    },
-    /// The stream is not a number, or so large that f32 cannot erase a direction from it.
-    #[error("block {block}, token {token}: after ablation |r·x| is {component:e} of |x| {norm:e}")]
-    NotAblated {
-        /// 0-based block.
-        block: usize,
-        /// Index of the token in the batch.
-        token: usize,
-        /// |r·x|.
-        component: f64,
-        /// ‖x‖.
-        norm: f64,
-    },
-    /// Expert numbers that are not what a MUL_MAT_ID has.
-    #[error("node {node}: expert {found} of {experts} for token {token}")]
-    Expert {
-        /// The node's name.
-        node: String,
-        /// Index of the token in the batch.
-        token: usize,
-        /// The number found.
-        found: i32,
-        /// Slices of the matrix.
-        experts: usize,
-    },
-    /// A matrix whose input was to be captured, and that no matrix product of the graph reads.
-    #[error("the input of {name} was to be captured, but no matrix product of this model's graph reads it")]
-    WriterNotSeen {
-        /// The tensor's name.
-        name: String,
-    },
-    /// An addition at a block that the model does not have.
-    #[error("addition at block {block}: the model has blocks 0 to {last}")]
-    NoSuchBlock {
-        /// Where the addition was to be.
-        block: usize,
-        /// The model's last block.
-        last: usize,
-    },
-    /// A panic in the callback or in the caller's sink.
-    #[error("panic in the eval callback: {0}")]
-    Panic(String),
-}
 
 /// Where a captured row comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +32,17 @@ pub enum Site<'a> {
     WriterInput(&'a str),
     /// The input of one expert, a slice of the matrix of this name (`src[1]` of its MUL_MAT_ID); `n_in` elements.
     ExpertInput(&'a str, usize),
+    /// What the probe of this index in [`CapturePlan::probes`] reads: one element.
+    Probe(usize),
+}
+
+/// A direction to be read off the residual stream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Probe {
+    /// 0-based block at whose output it is read.
+    pub block: usize,
+    /// r of the reading r·x; `n_embd`. A unit vector gives the stream's component along it.
+    pub vector: Vec<f32>,
 }
 
 /// One captured row.
@@ -147,6 +67,9 @@ pub struct CapturePlan {
     /// The inputs of these matrices, by tensor name, at every token that the graph computes them for: all of them,
     /// but the output tokens alone where the last block has cut the rest.
     pub writer_inputs: HashSet<String>,
+    /// What these read at the batch's output tokens, *before* the intervention at their block. Where a direction is
+    /// erased the stream comes to the block's last write without it, so a probe of it reads what that write brings.
+    pub probes: Arc<[Probe]>,
 }
 
 /// One token of a batch, as the hook needs it.
@@ -195,11 +118,12 @@ impl Hook {
     pub(super) fn arm(&mut self, batch: Batch, plan: Option<&CapturePlan>) {
         self.outputs = (0..batch.rows.len()).filter(|&i| batch.rows[i].output).collect();
         let last = self.n_block.saturating_sub(1);
-        self.error = (batch.interventions.iter().flat_map(|i| &i.add))
-            .find(|a| a.block > last)
-            .map(|a| HookError::NoSuchBlock { block: a.block, last });
         self.batch = batch;
         self.plan = plan.cloned().unwrap_or_default();
+        let additions = (self.batch.interventions.iter().flat_map(|i| &i.add)).map(|a| ("addition", a.block));
+        self.error = (additions.chain(self.plan.probes.iter().map(|p| ("probe", p.block))))
+            .find(|(_, block)| *block > last)
+            .map(|(what, block)| HookError::NoSuchBlock { what, block, last });
         self.tracker.reset();
         self.first = None;
         self.pending = None;
@@ -224,7 +148,7 @@ impl Hook {
         if let Some(name) = self.plan.writer_inputs.iter().find(|&name| !self.seen_writers.contains(name)) {
             return Err(HookError::WriterNotSeen { name: name.clone() });
         }
-        if !self.intervenes() && !self.plan.stream {
+        if !self.follows() {
             return Ok(());
         }
         if !self.tracker.has_begun() {
@@ -240,12 +164,21 @@ impl Hook {
         !self.batch.interventions.is_empty()
     }
 
+    /// Whether the stream matters at all, so that every block's output must come by.
+    fn follows(&self) -> bool {
+        self.intervenes() || self.plan.stream || !self.plan.probes.is_empty()
+    }
+
+    fn probes(&self, block: usize) -> bool {
+        self.plan.probes.iter().any(|p| p.block == block)
+    }
+
     /// Whether the node is needed once computed.
     ///
     /// # Safety
     /// `t` is the live node that the scheduler asks about.
     unsafe fn ask(&mut self, t: *const sys::ggml_tensor) -> bool {
-        if !self.intervenes() && !self.plan.stream && self.plan.writer_inputs.is_empty() {
+        if !self.follows() && self.plan.writer_inputs.is_empty() {
             return false;
         }
         // SAFETY: passed on from the caller.
@@ -258,13 +191,13 @@ impl Hook {
             self.error.get_or_insert(error);
         }
         if let Some(block) = place.block_output.filter(|&b| b < self.n_block) {
-            if !place.on_stream && (self.intervenes() || self.plan.stream) {
+            if !place.on_stream && self.follows() {
                 // SAFETY: as above.
                 let node = text(unsafe { &*t });
                 self.error.get_or_insert(HookError::NotTheStream { block, node });
             }
             self.seen[block] = true;
-            return self.intervenes() || self.plan.stream;
+            return self.intervenes() || self.plan.stream || self.probes(block);
         }
         // SAFETY: as above.
         (place.writes && self.intervenes()) || unsafe { self.wanted_writer(t) }.is_some()
@@ -323,6 +256,12 @@ impl Hook {
                 }
             }?;
             self.seen_writers.insert(weight);
+        }
+        if let Some(block) = place.block_output
+            && self.probes(block)
+        {
+            // SAFETY: passed on from the caller.
+            unsafe { self.probe(t, block) }?;
         }
         if self.intervenes() && (place.writes || place.block_output.is_some()) {
             // SAFETY: passed on from the caller.
@@ -427,6 +366,39 @@ impl Hook {
             if self.batch.rows[token].output || matches!(site, Site::WriterInput(_)) {
                 // SAFETY: `Session::decode` keeps the sink alive and untouched until llama_decode returns.
                 unsafe { (*sink)(Captured { site, token, row }) };
+            }
+        }
+        self.buffer = buffer;
+        Ok(())
+    }
+
+    /// Reads the probes of `block` off its output.
+    ///
+    /// # Safety
+    /// As [`Hook::computed`].
+    unsafe fn probe(&mut self, t: *mut sys::ggml_tensor, block: usize) -> Result<(), HookError> {
+        let Some(sink) = self.sink else { return Ok(()) };
+        // SAFETY: passed on from the caller.
+        let node = unsafe { &*t };
+        let rows = self.rows_of(node)?;
+        let n_embd = node.ne[0] as usize;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        // SAFETY: passed on from the caller.
+        let mut data = unsafe { RowsMut::of(t, &mut buffer) }?;
+        for (probe, Probe { vector, .. }) in
+            self.plan.probes.iter().enumerate().filter(|(_, p)| p.block == block)
+        {
+            if vector.len() != n_embd {
+                let direction = vector.len();
+                return Err(HookError::Width { node: text(node), direction, stream: n_embd });
+            }
+            for (i, x) in data.rows().chunks_exact(n_embd).enumerate() {
+                let token = self.token(&rows, i);
+                if self.batch.rows[token].output {
+                    let row = &[dot(vector, x) as f32];
+                    // SAFETY: `Session::decode` keeps the sink alive and untouched until llama_decode returns.
+                    unsafe { (*sink)(Captured { site: Site::Probe(probe), token, row }) };
+                }
             }
         }
         self.buffer = buffer;

@@ -19,6 +19,7 @@
 //! ```
 
 mod adapter;
+mod device;
 mod generate;
 mod hook;
 mod log;
@@ -34,14 +35,25 @@ pub mod template;
 use std::path::PathBuf;
 
 pub use adapter::Stock;
+pub use device::{
+    BINDINGS, Device, DeviceKind, Listen, connect, cpu_features, devices, exit_on_abort, ggml_version,
+    has_rpc, serve,
+};
+pub(crate) use generate::Characters;
 pub use generate::{Completion, Finish, GenerateOptions};
-pub use hook::{CapturePlan, Captured, HookError, Sink, Site};
+pub use hook::{CapturePlan, Captured, HookError, Probe, Sink, Site};
 pub use llama_cpp_2::token::LlamaToken as Token;
 pub use log::set_verbose;
 pub(crate) use model::digest;
 pub use model::{Model, ModelOptions, Prompt, backend};
-pub use quantize::{FileType, QuantizeOptions, quantize};
-pub use session::{Item, Job, JobSink, Outputs, Session, SessionOptions, jobs};
+pub use quantize::{FileType, QuantizeOptions, quantize, quantize_with};
+pub use session::{FlashAttention, Item, Job, JobSink, Outputs, Session, SessionOptions, jobs};
+
+/// As many threads as asked for, and for 0 as many as this machine lets the program use.
+#[must_use]
+pub fn threads(n: usize) -> usize {
+    if n > 0 { n } else { std::thread::available_parallelism().map_or(1, std::num::NonZero::get) }
+}
 
 /// What can go wrong between the prompt and the logits.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +61,28 @@ pub enum Error {
     /// llama.cpp could not be initialised.
     #[error("llama.cpp: {0}")]
     Backend(String),
+    /// A build without llama.cpp's RPC backend.
+    #[error(
+        "this build has no RPC backend: build with GGML_RPC=ON and GGML_RPC_RDMA=OFF in the environment, which \
+         scripts/setup.sh (`make build`) sees to"
+    )]
+    NoRpc,
+    /// A device that is not there.
+    #[error("no device {name}: {hint}; `ggsteer doctor` lists them")]
+    NoDevice {
+        /// Its name as given.
+        name: String,
+        /// The names there are.
+        hint: String,
+    },
+    /// A server of the RPC backend that cannot be used.
+    #[error("RPC server {server}: {why}")]
+    Rpc {
+        /// Its address as given.
+        server: String,
+        /// What is wrong, and the next step.
+        why: String,
+    },
     /// No such file.
     #[error("{}: no such file", .0.display())]
     NoFile(PathBuf),
@@ -70,7 +104,7 @@ pub enum Error {
     #[error(transparent)]
     Template(#[from] template::TemplateError),
     /// llama.cpp could not make a context.
-    #[error("llama.cpp cannot make a context: {0}")]
+    #[error("llama.cpp cannot make a context: {0}; a smaller --ctx or --batch takes less memory")]
     Context(String),
     /// `LlamaContextParams` is not laid out as this build expects.
     #[error(

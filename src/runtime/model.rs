@@ -10,13 +10,18 @@ use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::token_type::LlamaTokenAttr;
 
 use super::template::{ChatTemplate, Message, Role, Segment};
-use super::{Error, log};
+use super::{Error, device, log};
 
 /// How to load a model.
 #[derive(Debug, Clone, Default)]
 pub struct ModelOptions {
     /// A chat template's source, in place of the file's own.
     pub chat_template: Option<String>,
+    /// Blocks to be computed on the other devices there are (graphics cards, RPC servers), the last ones; the output
+    /// layer counts as one more. 0 for the processor alone.
+    pub gpu_layers: u32,
+    /// The devices for them, by the names of [`super::devices`]; all there are where none is named.
+    pub devices: Vec<String>,
 }
 
 /// A GGUF model loaded by llama.cpp.
@@ -65,12 +70,34 @@ impl Model {
     /// # Errors
     /// Not loadable by llama.cpp, an embedding-only model, a chat template that does not compile.
     pub fn load(path: &Path, options: &ModelOptions) -> Result<Self, Error> {
+        Self::load_with(path, options, |_| ())
+    }
+
+    /// As [`Model::load`]; `progress` is told what part is loaded, 0 to 1.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_with(
+        path: &Path,
+        options: &ModelOptions,
+        mut progress: impl FnMut(f32) + 'static,
+    ) -> Result<Self, Error> {
         let backend = backend()?;
         if !path.is_file() {
             return Err(Error::NoFile(path.to_path_buf()));
         }
-        // On the CPU: between backends the graph holds copies, through which the hook cannot follow the stream.
-        let params = LlamaModelParams::default().with_n_gpu_layers(0);
+        let mut params = LlamaModelParams::default();
+        if !options.devices.is_empty() {
+            let places =
+                options.devices.iter().map(|name| device::place(name)).collect::<Result<Vec<_>, _>>()?;
+            params = params.with_devices(&places).map_err(|e| Error::Backend(e.to_string()))?;
+        }
+        let params = params
+            .with_n_gpu_layers(options.gpu_layers.min(i32::MAX as u32))
+            .with_progress_callback(move |part| {
+                progress(part);
+                true
+            });
         log::take_complaints();
         let inner = LlamaModel::load_from_file(backend, path, &params)
             .map_err(|e| Error::Load { path: path.to_path_buf(), why: why(&e.to_string()) })?;

@@ -83,7 +83,7 @@ impl FileType {
         let named = |wanted: &str| FILE_TYPES.iter().find(|t| t.name == wanted).copied();
         named(&upper).or_else(|| named(&format!("{upper}_M"))).ok_or_else(|| {
             // A letter or two off, and then of the same bits: "Q4_M" is near "Q4_K_M", not near "Q8_0".
-            let is_near = |known: &&str| match distance(known, &upper) {
+            let is_near = |known: &&str| match strsim::levenshtein(known, &upper) {
                 0 | 1 => true,
                 2 => known.as_bytes()[..2] == upper.as_bytes()[..upper.len().min(2)],
                 _ => false,
@@ -98,21 +98,6 @@ impl FileType {
             Error::FileType { name: name.into(), hint }
         })
     }
-}
-
-/// Levenshtein's: the fewest characters to put in, take out or change.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let changed = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 /// How to quantize.
@@ -137,6 +122,20 @@ pub fn quantize(
     output: &Path,
     file_type: FileType,
     options: &QuantizeOptions<'_>,
+) -> Result<(), Error> {
+    quantize_with(input, output, file_type, options, |_, _| ())
+}
+
+/// As [`quantize`]; `progress` is told each tensor's number, from 1, and how many there are.
+///
+/// # Errors
+/// As [`quantize`].
+pub fn quantize_with(
+    input: &Path,
+    output: &Path,
+    file_type: FileType,
+    options: &QuantizeOptions<'_>,
+    progress: impl FnMut(u64, u64) + Send + 'static,
 ) -> Result<(), Error> {
     backend()?;
     let failed = |why: String| Error::Quantize { path: input.to_path_buf(), why };
@@ -176,6 +175,7 @@ pub fn quantize(
     let last = sys::llama_model_imatrix_data { name: std::ptr::null(), data: std::ptr::null(), size: 0 };
     importance.push(last);
     log::take_complaints();
+    let watched = log::watch(progress);
     // SAFETY: both paths are NUL-terminated, the importance ends with a null name, and all they point to lives through
     // the call; the other parameters are llama.cpp's defaults.
     let code = unsafe {
@@ -189,6 +189,7 @@ pub fn quantize(
         }
         sys::llama_model_quantize(from.as_ptr(), to.as_ptr(), &raw const params)
     };
+    drop(watched);
     if code == 0 {
         return Ok(());
     }
@@ -212,15 +213,6 @@ mod tests {
         assert!(error("Q9_0").contains("Q8_0, ") && error("seven bits").contains("expected one of F32"));
         for ty in FileType::all() {
             assert_eq!(FileType::from_name(ty.name).unwrap(), ty);
-        }
-    }
-
-    #[test]
-    fn distances_are_those_of_the_definition() {
-        for (a, b, expected) in
-            [("", "abc", 3), ("kitten", "sitting", 3), ("same", "same", 0), ("Q4_M", "Q4_K_M", 2)]
-        {
-            assert_eq!((distance(a, b), distance(b, a)), (expected, expected));
         }
     }
 }

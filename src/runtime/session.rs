@@ -36,11 +36,32 @@ pub struct SessionOptions {
     pub n_threads: usize,
     /// Keys and values in f32 and no flash attention: slower, for comparisons to the last digit.
     pub exact: bool,
+    /// Whether attention is computed without ever holding its whole matrix; never where `exact`.
+    pub flash_attention: FlashAttention,
+}
+
+/// When flash attention is used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FlashAttention {
+    /// Where llama.cpp can.
+    #[default]
+    Auto,
+    /// Always; a model that cannot is an error.
+    On,
+    /// Never.
+    Off,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { n_ctx: 2048, n_batch: 512, n_seq: 32, n_threads: 0, exact: false }
+        Self {
+            n_ctx: 2048,
+            n_batch: 512,
+            n_seq: 32,
+            n_threads: 0,
+            exact: false,
+            flash_attention: FlashAttention::Auto,
+        }
     }
 }
 
@@ -157,10 +178,7 @@ impl<'m> Session<'m> {
         options.n_seq = if model.is_recurrent() { 1 } else { options.n_seq.clamp(1, MAX_SEQ) };
         options.n_batch = options.n_batch.max(1);
         options.n_ctx = options.n_ctx.max(options.n_batch);
-        let threads = match options.n_threads {
-            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            n => n,
-        };
+        let threads = super::threads(options.n_threads);
         // One stream of cells and pieces no smaller than a batch keep the graph's rows in the order of the batch.
         let mut raw = LlamaContextParams::default()
             .with_n_ctx(NonZeroU32::new(options.n_ctx as u32))
@@ -172,11 +190,14 @@ impl<'m> Session<'m> {
             .with_op_offload(false)
             .with_kv_unified(true);
         if options.exact {
-            raw = raw
-                .with_type_k(KvCacheType::F32)
-                .with_type_v(KvCacheType::F32)
-                .with_flash_attention_policy(sys::LLAMA_FLASH_ATTN_TYPE_DISABLED);
+            raw = raw.with_type_k(KvCacheType::F32).with_type_v(KvCacheType::F32);
         }
+        raw = raw.with_flash_attention_policy(match options.flash_attention {
+            FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+            _ if options.exact => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+            FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+            FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+        });
         let hook = SharedHook::new(Hook::new(model.n_block()));
         params::set_eval_callback(&mut raw, Some(trampoline), hook.0.as_ptr().cast())?;
         log::take_complaints();
@@ -222,6 +243,16 @@ impl<'m> Session<'m> {
     pub fn forget(&mut self, seq: usize) -> Result<(), Error> {
         let gone = self.ctx.clear_kv_cache_seq(Some(seq as u32), None, None);
         gone.map(|_| ()).map_err(|e| Error::Decode(e.to_string()))
+    }
+
+    /// Keeps the first `length` tokens of a sequence and forgets the rest. False where the model cannot, and then nothing
+    /// is forgotten: a recurrent state does not go back.
+    ///
+    /// # Errors
+    /// A position beyond what llama.cpp counts to.
+    pub fn truncate(&mut self, seq: usize, length: usize) -> Result<bool, Error> {
+        let gone = self.ctx.clear_kv_cache_seq(Some(seq as u32), Some(length as u32), None);
+        gone.map_err(|e| Error::Decode(e.to_string()))
     }
 
     /// Makes the sequence `to`, an empty one, begin as `from`; no value is moved.

@@ -5,6 +5,8 @@
 //! the stream *is* a write, whatever the architecture calls it, and a block output that additions alone do not reach
 //! is an error instead of a silent miss. Where the embedding has a norm of its own (`token_embd_norm.weight`), the
 //! stream begins behind that: what was taken for it before only led there.
+//! Where one part of the graph is computed on another device than the next, the scheduler puts a copy in between that
+//! knows nothing of what it was made of but the name; it is followed by that.
 //! Rejected: a table of node names per architecture (`ffn_inp-{il}`, …). Names differ and change between versions,
 //! and a missing name would leave a write un-ablated without a word.
 
@@ -30,6 +32,8 @@ pub(super) struct Place {
 #[derive(Debug, Default)]
 pub(super) struct Tracker {
     stream: HashSet<*const sys::ggml_tensor>,
+    /// The nodes placed so far, of which copies may be made, and whether they are the stream.
+    placed: Vec<(*const sys::ggml_tensor, bool)>,
     /// Something was added to the stream since it began.
     added: bool,
 }
@@ -37,6 +41,7 @@ pub(super) struct Tracker {
 impl Tracker {
     pub(super) fn reset(&mut self) {
         self.stream.clear();
+        self.placed.clear();
         self.added = false;
     }
 
@@ -48,11 +53,15 @@ impl Tracker {
     /// Places the next node of the graph. Nodes must be given in the order of computation.
     ///
     /// # Safety
-    /// `t` and its sources must point to live tensors.
+    /// `t` and its sources must point to live tensors, and so must all that were given since [`Tracker::reset`].
     pub(super) unsafe fn place(&mut self, t: *const sys::ggml_tensor) -> Place {
         // SAFETY: the caller vouches for `t` and its sources.
         let (node, a, b) = unsafe { (&*t, (*t).src[0].as_ref(), (*t).src[1].as_ref()) };
         let block = block_suffix(node);
+        for source in [a, b].into_iter().flatten() {
+            // SAFETY: the caller vouches for all nodes.
+            unsafe { self.follow(source) };
+        }
         let has =
             |s: Option<&sys::ggml_tensor>| s.is_some_and(|s| self.stream.contains(&std::ptr::from_ref(s)));
         let (from_a, from_b) = (has(a), has(b));
@@ -91,9 +100,30 @@ impl Tracker {
         if on_stream {
             self.stream.insert(t);
         }
+        if node.flags & sys::GGML_TENSOR_FLAG_COMPUTE as i32 != 0 {
+            self.placed.push((t, on_stream));
+        }
         self.added |= writes && node.op == sys::GGML_OP_ADD;
         let block_output = block.filter(|_| name(node).starts_with(b"l_out-"));
         Place { on_stream, writes, begins_anew, block_output }
+    }
+
+    /// Puts `source` on the stream where it is the scheduler's copy of a node on the stream. Where nodes of one name are
+    /// in part on the stream and in part not, it stays off, and the block's output is then found not to be the stream.
+    ///
+    /// # Safety
+    /// All nodes placed are live.
+    unsafe fn follow(&mut self, source: &sys::ggml_tensor) {
+        if source.op != sys::GGML_OP_NONE {
+            return;
+        }
+        let Some(original) = copied_name(name(source)) else { return };
+        // SAFETY: the caller vouches for them.
+        let same = self.placed.iter().filter(|(node, _)| unsafe { name(&**node) } == original);
+        let (on, off): (Vec<_>, Vec<_>) = same.map(|(_, on_stream)| *on_stream).partition(|on| *on);
+        if !on.is_empty() && off.is_empty() {
+            self.stream.insert(source);
+        }
     }
 }
 
@@ -103,6 +133,15 @@ pub(super) fn name(t: &sys::ggml_tensor) -> &[u8] {
     unsafe { CStr::from_ptr(t.name.as_ptr()) }.to_bytes()
 }
 
+/// What the scheduler made a copy of: it calls it `BACKEND#NAME#NUMBER` (ggml-backend.cpp). Weights and inputs, which have
+/// no operation either, have no such names.
+fn copied_name(name: &[u8]) -> Option<&[u8]> {
+    let start = name.iter().position(|&b| b == b'#')? + 1;
+    let end = name.iter().rposition(|&b| b == b'#').filter(|&end| end > start)?;
+    let number = &name[end + 1..];
+    (!number.is_empty() && number.iter().all(u8::is_ascii_digit)).then_some(&name[start..end])
+}
+
 /// The block of a node named `something-{il}`.
 fn block_suffix(t: &sys::ggml_tensor) -> Option<usize> {
     let name = name(t);
@@ -110,4 +149,20 @@ fn block_suffix(t: &sys::ggml_tensor) -> Option<usize> {
     let digits = &name[dash + 1..];
     let short = !digits.is_empty() && digits.len() <= 6 && digits.iter().all(u8::is_ascii_digit);
     short.then(|| digits.iter().fold(0, |n, d| n * 10 + usize::from(d - b'0')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::copied_name;
+
+    #[test]
+    fn a_copy_tells_what_it_was_made_of_and_others_tell_nothing() {
+        assert_eq!(copied_name(b"RPC0[127.0.0.1:50052]#l_out-7#0"), Some(&b"l_out-7"[..]));
+        assert_eq!(copied_name(b"CUDA0#ffn_inp-12#3"), Some(&b"ffn_inp-12"[..]));
+        // Cut off at the length of a name, so that what is left may mean another.
+        assert_eq!(copied_name(b"RPC0[a-name-of-many-letters]#l_out-1"), None);
+        for other in ["l_out-7", "blk.0.ffn_up.weight", "", "#", "##", "a##0", "a#b#", "a#b#c"] {
+            assert_eq!(copied_name(other.as_bytes()), None, "{other}");
+        }
+    }
 }

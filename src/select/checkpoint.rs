@@ -69,6 +69,8 @@ pub(super) type Row = [[Vec<f64>; 3]; 2];
 pub struct Checkpoint {
     path: Option<PathBuf>,
     restart: bool,
+    /// Those of further steps.
+    steps: Vec<PathBuf>,
     identity: Vec<(String, String)>,
     saved: Option<Instant>,
     pub(super) refusal_tokens: Option<RefusalTokens>,
@@ -107,6 +109,15 @@ impl Checkpoint {
     #[must_use]
     pub fn at(path: &Path, restart: bool) -> Self {
         Self { path: Some(path.to_path_buf()), restart, ..Self::default() }
+    }
+
+    /// One for the n-th step of the same work, kept beside it and removed with it.
+    pub(super) fn step(&mut self, n: usize) -> Self {
+        let Some(path) = &self.path else { return Self::none() };
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".{n}"));
+        self.steps.push(name.into());
+        Self::at(&self.steps[self.steps.len() - 1], self.restart)
     }
 
     /// Where it is kept.
@@ -195,15 +206,16 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Removes the file, once what it was for is done.
+    /// Removes the file, and those of further steps, once what it was for is done.
     ///
     /// # Errors
     /// The file system's.
     pub fn remove(&self) -> Result<(), CheckpointError> {
-        match self.path.as_ref().map(fs::remove_file) {
-            Some(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        let remove = |path: &PathBuf| match fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
-        }
+        };
+        self.steps.iter().chain(&self.path).try_for_each(remove)
     }
 }
 

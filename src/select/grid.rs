@@ -1,12 +1,14 @@
 //! What candidates are scored with: the refusal tokens, and the validation prompts that behave as they should.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use crate::evaluate::Markers;
 use crate::evaluate::kl::refusal_score;
 use crate::evaluate::run::first_logits;
+use crate::intervention::Intervention;
 use crate::random::SplitMix64;
 use crate::runtime::sampling::Sampler;
 use crate::runtime::{Error, GenerateOptions, Prompt, Session, Token, jobs};
@@ -85,6 +87,21 @@ impl Filtered {
     }
 }
 
+/// The prompts that the model refuses: those with a refusal score above 0.
+///
+/// # Errors
+/// As [`Session::prefill`].
+pub fn refused(
+    session: &mut Session<'_>,
+    prompts: &[Prompt],
+    tokens: &[usize],
+    intervention: Option<&Arc<Intervention>>,
+) -> Result<Vec<Prompt>, Error> {
+    let logits = first_logits(session, prompts, intervention, &mut || ())?;
+    let refused = prompts.iter().zip(&logits).filter(|(_, l)| refusal_score(l, tokens) > 0.0);
+    Ok(refused.map(|(prompt, _)| prompt.clone()).collect())
+}
+
 /// Keeps the prompts that the model treats as their set says.
 ///
 /// # Errors
@@ -95,12 +112,9 @@ pub fn filter(
     harmless: &[Prompt],
     tokens: &RefusalTokens,
 ) -> Result<Filtered, Error> {
-    let score = |logits: &[f32]| refusal_score(logits, &tokens.ids);
-    let refused = first_logits(session, harmful, None, &mut || ())?;
+    let harmful = refused(session, harmful, &tokens.ids, None)?;
     let answered = first_logits(session, harmless, None, &mut || ())?;
-    let harmful =
-        harmful.iter().zip(&refused).filter(|(_, l)| score(l) > 0.0).map(|(p, _)| p.clone()).collect();
-    let kept = harmless.iter().zip(answered).filter(|(_, l)| score(l) < 0.0);
+    let kept = harmless.iter().zip(answered).filter(|(_, l)| refusal_score(l, &tokens.ids) < 0.0);
     let (harmless, base) = kept.map(|(p, l)| (p.clone(), l)).unzip();
     Ok(Filtered { harmful, harmless, base })
 }

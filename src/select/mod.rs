@@ -24,6 +24,7 @@ pub mod grid;
 mod pipeline;
 pub mod race;
 mod scorer;
+pub mod subspace;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use pipeline::{Choice, Error, Request, Watch, select};

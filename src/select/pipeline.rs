@@ -13,6 +13,7 @@ use crate::activations::Contrast;
 use crate::direction::{Direction, DirectionError, Scores};
 use crate::evaluate::Markers;
 use crate::gguf::{GgufError, GgufFile, fingerprint};
+use crate::intervention;
 use crate::runtime::{self, Prompt, Session};
 
 /// Why no direction was chosen.
@@ -30,6 +31,9 @@ pub enum Error {
     /// The direction is none.
     #[error(transparent)]
     Direction(#[from] DirectionError),
+    /// The directions are not independent.
+    #[error(transparent)]
+    Intervention(#[from] intervention::Error),
     /// It answers everything.
     #[error(
         "{} refuses none of the {n} harmful validation prompts, so there is no direction to find; use prompts that it \
@@ -63,8 +67,31 @@ pub enum Error {
         checkpoint: Option<PathBuf>,
     },
     /// The rules drop every candidate.
-    #[error("no candidate survives the rules (the table says why for each); nothing was written")]
-    NoneKept,
+    #[error("no candidate survives the rules (the table says why for each); nothing was written{}", nearest(best.as_ref(), rules))]
+    NoneKept {
+        /// The one of the lowest bypass, where any was scored.
+        best: Option<Candidate>,
+        /// The rules.
+        rules: Rules,
+    },
+}
+
+/// What would keep the best of the dropped candidates.
+fn nearest(best: Option<&Candidate>, rules: &Rules) -> String {
+    let Some(best) = best else { return String::new() };
+    let mut flags = Vec::new();
+    if best.kl > rules.kl_max {
+        flags.push(format!("--kl-max {:.3}", (best.kl * 1e3).ceil() / 1e3));
+    }
+    if best.induce < rules.induce_min {
+        flags.push(format!("--induce-min {:.2}", (best.induce * 1e2).floor() / 1e2));
+    }
+    let (position, block) = (best.position, best.layer.block().unwrap_or(0));
+    let keep = if flags.is_empty() { String::new() } else { format!("; to keep it: {}", flags.join(" ")) };
+    format!(
+        ". The one that bypasses best is position {position} of block {block}, with induce {:.3} and KL {:.4}{keep}",
+        best.induce, best.kl
+    )
 }
 
 /// Looks on while a direction is chosen, and can stop it. `()` does neither.
@@ -81,6 +108,10 @@ pub trait Watch {
     fn expect(&mut self, _tokens: u64) {}
     /// Scoring has taken so many.
     fn advance(&mut self, _tokens: u64) {}
+    /// A further direction, the n-th, is being measured: on so many prompts still refused, of so many in all.
+    fn measuring(&mut self, _n: usize, _refused: usize, _prompts: usize) {}
+    /// One of those was run.
+    fn measured(&mut self) {}
     /// Whether to save and stop.
     fn stop(&self) -> bool {
         false
@@ -104,6 +135,8 @@ pub struct Request<'a> {
     pub rules: Rules,
     /// How to leave out what cannot win; `None` to score every candidate on every prompt.
     pub race: Option<Race>,
+    /// Directions that are ablated throughout, the contrast having been measured so: for one more beside them.
+    pub erased: &'a [Direction],
     /// Of the order in which the prompts are taken.
     pub seed: u64,
 }
@@ -151,22 +184,10 @@ pub fn select(
     watch: &mut dyn Watch,
 ) -> Result<Choice, Error> {
     let [harmful, harmless] = request.prompts;
-    let steering = steering(request.contrast);
+    let steering = steering(request.contrast, request.erased);
     checkpoint.begin(identity(session, request)?, steering.len())?;
-    let known = request.refusal_tokens.clone().or(checkpoint.refusal_tokens.take());
-    let refusal_tokens = if let Some(tokens) = known {
-        tokens
-    } else {
-        watch.asking(harmful.len() + harmless.len());
-        let step = &mut || watch.answered();
-        grid::find_refusal_tokens(session, harmful, harmless, request.markers, step)?
-    };
-    if refusal_tokens.ids.is_empty() {
-        let model = session.model().path().to_path_buf();
-        return Err(Error::NeverRefuses { model, n: harmful.len() });
-    }
+    let refusal_tokens = refusal_tokens(session, request, checkpoint, watch)?;
     watch.refusal_tokens(&refusal_tokens);
-    checkpoint.refusal_tokens = Some(refusal_tokens.clone());
     let mut prompts = grid::filter(session, harmful, harmless, &refusal_tokens)?;
     let kept = [prompts.harmful.len(), prompts.harmless.len()];
     if kept.contains(&0) {
@@ -229,6 +250,30 @@ pub fn select(
     })
 }
 
+/// Those given, or kept in the checkpoint, or found in the model's answers, which the checkpoint then keeps.
+pub(super) fn refusal_tokens(
+    session: &mut Session<'_>,
+    request: &Request<'_>,
+    checkpoint: &mut Checkpoint,
+    watch: &mut dyn Watch,
+) -> Result<RefusalTokens, Error> {
+    let [harmful, harmless] = request.prompts;
+    let known = request.refusal_tokens.clone().or(checkpoint.refusal_tokens.take());
+    let tokens = if let Some(tokens) = known {
+        tokens
+    } else {
+        watch.asking(harmful.len() + harmless.len());
+        let step = &mut || watch.answered();
+        grid::find_refusal_tokens(session, harmful, harmless, request.markers, step)?
+    };
+    if tokens.ids.is_empty() {
+        let model = session.model().path().to_path_buf();
+        return Err(Error::NeverRefuses { model, n: harmful.len() });
+    }
+    checkpoint.refusal_tokens = Some(tokens.clone());
+    Ok(tokens)
+}
+
 /// A candidate's means over all prompts, or over those it was looked at on before it was dropped.
 fn candidate(scorer: &Scorer<'_, '_>, (position, block): (i32, usize), i: usize) -> (Candidate, [usize; 3]) {
     let scores = Measure::ALL.map(|measure| {
@@ -257,6 +302,10 @@ fn identity(session: &Session<'_>, request: &Request<'_>) -> Result<Vec<(String,
         ("version", env!("CARGO_PKG_VERSION").to_string()),
         ("model", fingerprint(&GgufFile::open(model.path())?)),
         ("set of directions", directions),
+        (
+            "list of erased directions",
+            request.erased.iter().map(Direction::sha256).collect::<Vec<_>>().join(" "),
+        ),
         ("set of harmful prompts", harmful),
         ("set of harmless prompts", harmless),
         ("choice of refusal tokens", refusal),
@@ -269,14 +318,21 @@ fn identity(session: &Session<'_>, request: &Request<'_>) -> Result<Vec<(String,
 }
 
 impl Choice {
+    /// Of the candidates whose three scores are known, the one of the lowest bypass.
+    fn best_dropped(&self) -> Option<Candidate> {
+        let scored = self.candidates.iter().zip(&self.scored_on).filter(|(_, n)| !n.contains(&0));
+        scored.map(|(c, _)| *c).min_by(|a, b| a.bypass.total_cmp(&b.bypass))
+    }
+
     /// The chosen direction, with where it comes from.
     ///
     /// # Errors
     /// [`Error::NoneKept`] where none survived the rules.
     pub fn direction(&self, contrast: &Contrast) -> Result<Direction, Error> {
-        let chosen = self.selection.chosen.ok_or(Error::NoneKept)?;
+        let none = || Error::NoneKept { best: self.best_dropped(), rules: self.rules };
+        let chosen = self.selection.chosen.ok_or_else(none)?;
         let Candidate { position, layer, bypass, induce, kl } = self.candidates[chosen];
-        let block = layer.block().ok_or(Error::NoneKept)?;
+        let block = layer.block().ok_or_else(none)?;
         let mut direction = contrast.direction(position, block)?;
         direction.meta.scores = Some(Scores { bypass, induce, kl });
         Ok(direction)

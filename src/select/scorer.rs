@@ -7,6 +7,7 @@ use super::grid::Filtered;
 use super::pipeline::{Error, Watch};
 use super::race::{Measure, Scores, Sheet, Wanted};
 use crate::activations::Contrast;
+use crate::direction::Direction;
 use crate::evaluate::kl::{kl, refusal_score};
 use crate::intervention::{Intervention, Positions};
 use crate::runtime::{Job, Prompt, Session};
@@ -17,11 +18,14 @@ const SLICE: usize = 8;
 /// What a candidate does to the stream: its ablation and its addition.
 pub(super) type Steering = [Arc<Intervention>; 2];
 
-/// Every candidate's; `None` where the difference is zero or not finite.
-pub(super) fn steering(contrast: &Contrast) -> Vec<Option<Steering>> {
+/// Every candidate's: ablated together with `erased`, and added to the plain model, for it must carry the behaviour by
+/// itself. `None` where the difference is zero, not finite, or lies in the span of `erased`.
+pub(super) fn steering(contrast: &Contrast, erased: &[Direction]) -> Vec<Option<Steering>> {
     let of = |(position, block)| {
         let raw = contrast.difference(position, block);
-        let ablate = Intervention::ablate(&[&raw]).ok()?;
+        let mut span: Vec<&[f32]> = erased.iter().map(|d| &d.vector[..]).collect();
+        span.push(&raw);
+        let ablate = Intervention::ablate(&span).ok()?;
         let add = Intervention::add(block, &raw, 1.0, Positions::All).ok()?;
         Some([Arc::new(ablate), Arc::new(add)])
     };

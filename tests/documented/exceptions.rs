@@ -32,6 +32,20 @@ const COMMANDS: &[(&str, Way, &str)] = &[
         Way::Left,
         "of the default sets the sample refuses too few; with sets of its own the line below is run",
     ),
+    ("ggsteer chat .*", Way::Left, "a conversation at a terminal: `tests/chat.rs` holds it"),
+    ("ggsteer doctor .*", Way::Left, "what it prints is of the machine: `tests/feel.rs` runs it"),
+    ("ggsteer worker .*", Way::Left, "serves until it is stopped: `tests/rpc.rs` runs it"),
+    (r"ggsteer .* --rpc 192\.168\..*", Way::Left, "other machines: `tests/rpc.rs` has one on this machine"),
+    (
+        "ggsteer abliterate model.gguf -o out.gguf --report report.html",
+        Way::With("model.gguf", "model.gguf --harmful harmful.txt --harmless harmless.txt"),
+        "of the default sets the sample refuses too few",
+    ),
+    (
+        "ggsteer compare model-f16.gguf model-q8_0.gguf .*",
+        Way::Left,
+        "three files take a minute: `tests/report.rs` reports on two",
+    ),
     ("ggsteer optimize .*", Way::With("--trials 60", "--trials 3"), "60 trials take minutes"),
     ("(llama-|ollama ).*", Way::Left, "another program, which this machine may not have"),
 ];

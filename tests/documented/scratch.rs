@@ -20,6 +20,7 @@ const PROMPTS: &[(&str, &[(&str, usize)])] = &[
     ("test-a.txt", &[("restricted-test", 8)]),
     ("test-b.txt", &[("ordinary-test", 8)]),
     ("a.txt", &[("restricted-train", 8)]),
+    ("b.txt", &[("ordinary-train", 8)]),
     ("text.txt", &[("ordinary-final", 100)]),
 ];
 
@@ -64,6 +65,10 @@ impl Scratch {
         let commit = "0".repeat(40);
         scratch.write("hub/datasets--owner--name/refs/main", &commit);
         scratch.write(&format!("hub/datasets--owner--name/snapshots/{commit}/train.csv"), &table("text"));
+        // Where a shell keeps what `completions` writes.
+        for folder in [".local/share/bash-completion/completions", ".zfunc", ".local/share/man/man1"] {
+            fs::create_dir_all(scratch.0.path().join(folder)).unwrap();
+        }
         let program = assert_cmd::cargo::cargo_bin!("ggsteer").display().to_string();
         scratch.write("bin/ggsteer", &WRAPPER.replace("GGSTEER", &program));
         fs::set_permissions(scratch.0.path().join("bin/ggsteer"), fs::Permissions::from_mode(0o755)).unwrap();

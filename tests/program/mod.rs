@@ -78,13 +78,15 @@ impl Folder {
     pub fn ggsteer(&self) -> assert_cmd::Command {
         let mut command = assert_cmd::cargo::cargo_bin_cmd!("ggsteer");
         command.current_dir(self.0.path());
+        // The settings of whoever runs the tests are not the tests'.
+        command.env("XDG_CONFIG_HOME", self.path("no-settings"));
         command
     }
 
     /// Another program, to be run in this folder.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(self.0.path());
+        command.current_dir(self.0.path()).env("XDG_CONFIG_HOME", self.path("no-settings"));
         command
     }
 
