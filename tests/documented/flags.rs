@@ -16,6 +16,7 @@ const OTHERS: &[&str] = &[
     "--merge",
     "--path",
     "--release",
+    "--ubatch-size",
 ];
 
 /// What `--help` of a command says, and that of the commands below it.
