@@ -57,7 +57,7 @@ fn save(folder: &Folder, name: &str, json: &Json) {
 #[test]
 fn the_page_of_a_run_can_be_used_and_asks_for_nothing() {
     let folder = folder();
-    let mut run = abliterated(&folder);
+    let run = abliterated(&folder);
     let html = fs::read_to_string(folder.path("report.html")).unwrap();
     let n_block = run["story"]["analysis"]["blocks"].as_array().unwrap().len();
 
@@ -82,20 +82,21 @@ fn the_page_of_a_run_can_be_used_and_asks_for_nothing() {
     }
 
     // What a model says may be anything, and so may the names in a file.
-    for run_of in run["story"]["answers"].as_array_mut().unwrap() {
+    let mut odd = run.clone();
+    for run_of in odd["story"]["answers"].as_array_mut().unwrap() {
         run_of["harmful"][0]["completion"] = json!(MARKUP);
         run_of["harmless"][0]["prompt"] = json!(MARKUP);
     }
-    run["model"] = json!(format!("{MARKUP}.gguf"));
-    run["tensors"][0]["name"] = json!(MARKUP);
-    run["tensors"][0]["kind"] = json!(MARKUP);
-    run["arguments"] = json!(["abliterate", MARKUP]);
-    run["story"]["answers"][3]["run"] = json!(MARKUP);
-    save(&folder, "odd.json", &run);
+    odd["model"] = json!(format!("{MARKUP}.gguf"));
+    odd["tensors"][0]["name"] = json!(MARKUP);
+    odd["tensors"][0]["kind"] = json!(MARKUP);
+    odd["arguments"] = json!(["abliterate", MARKUP]);
+    odd["story"]["answers"][3]["run"] = json!(MARKUP);
+    save(&folder, "odd.json", &odd);
     folder.accepts("report odd.json -o odd.html --png odd");
-    let odd = fs::read_to_string(folder.path("odd.html")).unwrap();
-    assert_eq!(odd.matches("<script").count(), 1);
-    assert!(!odd.contains("<img"));
+    let page = fs::read_to_string(folder.path("odd.html")).unwrap();
+    assert_eq!(page.matches("<script").count(), 1);
+    assert!(!page.contains("<img"));
 
     let Some(mut browser) = Browser::start() else { return };
     let downloads = folder.path("downloads");
@@ -289,7 +290,7 @@ fn each_command_has_its_section_and_all_fit_on_one_page() {
         (
             "optimize",
             format!(
-                "optimize {model} {direction} {test} --trials 3 -n 16 --threads 1 --save found --log log.jsonl"
+                "optimize {model} {direction} --directions d.gguf {test} --trials 3 -n 16 --threads 1 --save found --log log.jsonl"
             ),
         ),
     ];
@@ -351,6 +352,15 @@ fn what_is_no_run_is_refused_and_nothing_is_written() {
         "candidates": [candidate], "scored_on": [[1, 1, 1]], "verdicts": ["not_a_number"], "chosen": 0});
     save(&folder, "select.json", &select);
     folder.accepts("report select.json -o select.html");
+    let mut odd = select.clone();
+    odd["model"] = json!("m\u{1b}[2J.gguf");
+    odd["candidates"][0]["bypass"] = json!(null);
+    odd["subspace"] = json!({"rank": 3});
+    save(&folder, "odd.json", &odd);
+    let [said, _] = folder.accepts("report odd.json -o odd.html");
+    assert!(!said.contains('\u{1b}'), "{said:?}");
+    let page = fs::read_to_string(folder.path("odd.html")).unwrap();
+    assert!(page.contains("the first of 3 erased together"), "{page}");
     let changed = |key: &str, value: Json| {
         let mut json = select.clone();
         json[key] = value;

@@ -178,14 +178,12 @@ impl Args {
         let options = Options { max_tokens: self.max_tokens, markers, seed: self.seed, ..Options::default() };
         let written = &rewritten.report.files[0];
         let proof = prove(ui, &self.run, &model, directions, written, &test, &options)?;
-        let story = match &page {
-            None => None,
-            Some(_) => {
-                let written = rewritten.report.files.iter().map(PathBuf::as_path).collect();
-                let files = [("model", file.paths()), ("written file", written)];
-                Some(report::story(ui, &self.run, &model, directions, &proof, &options, &files)?)
-            }
+        let story = |_| {
+            let written = rewritten.report.files.iter().map(PathBuf::as_path).collect();
+            let files = [("model", file.paths()), ("written file", written)];
+            report::story(ui, &self.run, &model, directions, &proof, &options, &files)
         };
+        let story = page.as_ref().map(story).transpose()?;
         let output = Output {
             made: Made::by("abliterate"),
             model: self.model.display().to_string(),
@@ -203,23 +201,24 @@ impl Args {
         if let Some(page) = page {
             page.write_one(ui, &output)?;
         }
-        ui.print(&output, || {
-            let place = output.direction.place();
-            let further = subspace.as_ref().map_or(String::new(), steps::subspace_words);
-            let rows = [
-                ("before", output.before),
-                ("run-time ablation", output.ablated),
-                ("written file", output.after),
-            ];
-            format!(
-                "{}direction: {place}\n{further}{}\n{}{}written to {}\n",
-                used(&output.prompts),
-                evaluation_table(&rows),
-                rewritten.table(),
-                rewritten.summary(),
-                output.output
-            )
-        })
+        ui.print(&output, || output.text())
+    }
+}
+
+impl Output<'_> {
+    fn text(&self) -> String {
+        let rows =
+            [("before", self.before), ("run-time ablation", self.ablated), ("written file", self.after)];
+        format!(
+            "{}direction: {}\n{}{}\n{}{}written to {}\n",
+            used(&self.prompts),
+            self.direction.place(),
+            self.subspace.as_ref().map_or(String::new(), Grown::words),
+            evaluation_table(&rows),
+            self.rewritten.table(),
+            self.rewritten.summary(),
+            self.output
+        )
     }
 }
 

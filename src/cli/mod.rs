@@ -77,7 +77,7 @@ enum Command {
     Verify(verify::Args),
     Evaluate(evaluate::Args),
     Compare(compare::Args),
-    Abliterate(abliterate::Args),
+    Abliterate(Box<abliterate::Args>),
     Report(report::Args),
     Demo(demo::Args),
     Worker(worker::Args),

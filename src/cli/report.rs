@@ -147,7 +147,9 @@ impl Args {
             png: png.iter().map(|path| path.display().to_string()).collect(),
         };
         ui.print(&output, || {
-            let verdict: String = output.verdict.iter().map(|sentence| format!("{sentence}\n")).collect();
+            // Names in a document may be anything; on the page they are escaped.
+            let safe = |sentence: &String| sentence.replace(char::is_control, "\u{fffd}") + "\n";
+            let verdict: String = output.verdict.iter().map(safe).collect();
             let pictures = match output.png.len() {
                 0 => String::new(),
                 n => format!(", and {n} plots as PNG"),

@@ -11,7 +11,7 @@ use ggsteer::report::run::Made;
 use ggsteer::runtime::{Model, Token};
 use ggsteer::select::Choice;
 use ggsteer::select::grid::RefusalTokens;
-use ggsteer::select::subspace::{Step, Stop, Subspace};
+use ggsteer::select::subspace::{Gain, Step, Stop, Subspace};
 use serde::Serialize;
 
 use super::args::{MarkerArgs, PromptArgs, RunArgs, SPEC, describe, tokenize_both};
@@ -121,6 +121,22 @@ impl<'a> Grown<'a> {
             files: files.iter().map(|path| path.display().to_string()).collect(),
             steps: &found.steps,
         }
+    }
+
+    /// What was found and what was not, in lines.
+    pub fn words(&self) -> String {
+        let mut words = String::new();
+        for (i, Step { n_refused, gain, .. }) in self.steps.iter().enumerate() {
+            let place = self.further.get(i).map_or("none".into(), Chosen::place);
+            words += &format!("direction {}, measured on {n_refused} still refused: {place}", i + 2);
+            if let Some(Gain { before, after, at_least }) = gain {
+                words += &format!(
+                    "; probability of refusal {before:.3} to {after:.3}, a fall of {at_least:.3} or more"
+                );
+            }
+            words += "\n";
+        }
+        words + &format!("no direction {}: {}\n", self.rank + 1, self.stop)
     }
 }
 
@@ -256,9 +272,11 @@ impl Args {
         };
         ui.print(&output, || {
             let (table, cost) = (steps::choice_table(&choice, 12), steps::choice_cost(&choice));
-            let further = found.as_ref().map_or(String::new(), steps::subspace_words);
-            let files: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
-            format!("{table}{cost}\n{further}written to {}\n", files.join(", "))
+            let written = match &output.subspace {
+                None => format!("written to {}\n", output.output),
+                Some(found) => format!("{}written to {}\n", found.words(), found.files.join(", ")),
+            };
+            format!("{table}{cost}\n{written}")
         })
     }
 

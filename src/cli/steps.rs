@@ -16,13 +16,12 @@ use ggsteer::output::OutputFile;
 use ggsteer::runtime::{Model, Prompt};
 use ggsteer::select::grid::RefusalTokens;
 use ggsteer::select::race::Race;
-use ggsteer::select::subspace::{self, Gain, Growth, Subspace};
+use ggsteer::select::subspace::{self, Growth, Subspace};
 use ggsteer::select::{self, Checkpoint, Choice, Request, Rules, Verdict, Watch};
 use indicatif::ProgressBar;
 
 use super::args::{PARALLEL, RunArgs, Sets, at_least_one, longest};
 use super::interrupt::Interrupt;
-use super::select::Chosen;
 use super::ui::{Ui, table, warn};
 
 /// Where directions measured on `model` with `sets` come from.
@@ -224,23 +223,6 @@ pub fn grow(
     let found = subspace::grow(&mut session, &request, first, &growth, checkpoint, &mut watch);
     watch.bar.finish_and_clear();
     Ok(found?)
-}
-
-/// What the search for further directions found, in lines.
-pub fn subspace_words(found: &Subspace) -> String {
-    let mut words = String::new();
-    for (i, step) in found.steps.iter().enumerate() {
-        let place =
-            found.directions.get(i + 1).map_or("none".to_string(), |direction| Chosen::of(direction).place());
-        words += &format!("direction {}, measured on {} still refused: {place}", i + 2, step.n_refused);
-        if let Some(Gain { before, after, at_least }) = step.gain {
-            words += &format!(
-                "; probability of refusal {before:.3} to {after:.3}, a fall of {at_least:.3} or more"
-            );
-        }
-        words += "\n";
-    }
-    words + &format!("no direction {}: {}\n", found.directions.len() + 1, found.stop)
 }
 
 /// Shows how far the choice is, and stops it at Ctrl-C.

@@ -66,7 +66,7 @@ pub(super) enum Run {
     Rewrite(Rewrite, Written),
     Verify(Verify),
     Compare(Compare),
-    Optimize(Optimize),
+    Optimize(Box<Optimize>),
 }
 
 /// The commands whose documents are known.
@@ -128,7 +128,9 @@ impl Document {
             // An index beyond the list.
             choice.chosen.map_or(Ok(()), |i| same("chosen", i.max(n - n.min(1)), n - n.min(1)))
         };
+        let some = |key: &str, n: usize| same(key, n, n.max(1));
         let analysis = |analysis: &BlockByBlock| {
+            some("blocks", analysis.blocks.len())?;
             same("scatter", analysis.scatter.len(), analysis.blocks.len())?;
             (analysis.scatter.iter().flat_map(|s| [Some(&s.harmful), Some(&s.harmless), s.ablated.as_ref()]))
                 .flatten()
@@ -148,6 +150,7 @@ impl Document {
                     same("story.answers.harmless", harmless, first[1])
                 })
             }
+            Run::Compare(run) => some("models", run.models.len()),
             _ => Ok(()),
         }
     }
@@ -158,7 +161,10 @@ fn keys<T: DeserializeOwned>(file: &str, command: &str, json: Value) -> Result<T
     serde_path_to_error::deserialize(json).map_err(|error| Error::Key {
         file: file.into(),
         command: command.into(),
-        key: error.path().to_string(),
+        key: match error.path().to_string().as_str() {
+            "." => "(the whole)".into(),
+            path => path.into(),
+        },
         source: error.into_inner(),
     })
 }
@@ -248,6 +254,7 @@ pub(super) struct Abliterate {
     pub output: String,
     pub prompts: Used,
     pub direction: Place,
+    pub subspace: Option<Subspace>,
     pub choice: Option<Choice>,
     pub before: Evaluation,
     pub ablated: Evaluation,
@@ -319,6 +326,14 @@ pub(super) struct Select {
     pub model: String,
     pub output: String,
     pub direction: Place,
+    pub subspace: Option<Subspace>,
+}
+
+/// Directions that are erased together.
+#[derive(Debug, Deserialize)]
+pub(super) struct Subspace {
+    /// How many, the first among them.
+    pub rank: usize,
 }
 
 #[derive(Debug, Deserialize)]
@@ -445,5 +460,15 @@ impl Place {
     pub fn words(&self) -> String {
         let position = self.position.map_or_else(|| "of unknown".into(), |p| number(f64::from(p)));
         format!("output of block {}, position {position}", self.block)
+    }
+
+    /// The same, and whether others go with it.
+    pub fn with(&self, subspace: Option<&Subspace>) -> String {
+        match subspace {
+            Some(Subspace { rank }) if *rank > 1 => {
+                format!("{}, the first of {rank} erased together", self.words())
+            }
+            _ => self.words(),
+        }
     }
 }

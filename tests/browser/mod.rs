@@ -186,8 +186,7 @@ impl Browser {
     /// Messages of the page that are errors or warnings: the console's, the browser's, and exceptions.
     pub fn complaints(&self) -> Vec<&Json> {
         let of = |event: &&Json| match event["method"].as_str() {
-            Some("Runtime.exceptionThrown") => true,
-            Some("Runtime.consoleAPICalled") => true,
+            Some("Runtime.exceptionThrown" | "Runtime.consoleAPICalled") => true,
             Some("Log.entryAdded") => event["params"]["entry"]["level"] != "verbose",
             _ => false,
         };

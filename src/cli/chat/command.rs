@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use ggsteer::near::nearest;
+
 use super::meter::Shown;
 
 /// What to do.
@@ -155,12 +157,9 @@ pub fn parse(input: &str) -> Result<Option<Command>, String> {
 }
 
 fn unknown(name: &str) -> String {
-    let near = names().map(|known| (strsim::osa_distance(known, name), known)).min();
-    match near {
-        Some((distance, known)) if distance <= 2 => {
-            format!("unknown command {name:?}: did you mean {known}?")
-        }
-        _ => format!("unknown command {name:?}: /help lists them; begin with // to say it to the model"),
+    match nearest(&name[1..], names().map(|known| &known[1..])) {
+        Some(known) => format!("unknown command {name:?}: did you mean /{known}?"),
+        None => format!("unknown command {name:?}: /help lists them; begin with // to say it to the model"),
     }
 }
 

@@ -24,8 +24,8 @@ use super::ui::Ui;
 
 /// Talk with a model, with a direction erased or added, and see what it reads at every token
 ///
-/// Lines are turns; those that begin with / are commands, /help lists them. Through a pipe each line is a turn and the
-/// answers alone are printed; with --json an object a line.
+/// Lines are turns; those that begin with / are commands, and /help lists them. Through a
+/// pipe the answers alone are printed; with --json, an object a line.
 ///
 /// Example: ggsteer chat model.gguf --ablate direction.gguf --meter colour
 #[derive(Debug, clap::Args)]
@@ -95,7 +95,8 @@ impl Args {
         if directions.is_empty() && self.meter != Shown::Nothing {
             return Err(no_direction());
         }
-        let session = self.run.session(&model, LANES, model.n_ctx_train().min(CONTEXT))?;
+        let context = self.run.ctx.map_or(CONTEXT, |n| if n == 0 { usize::MAX } else { n as usize });
+        let session = self.run.session(&model, LANES, model.n_ctx_train().min(context))?;
         let options = Options { max_tokens: self.sample.max_tokens, sampler: self.sample.sampler() };
         let meter = Meter::new(self.meter, screen::colours(), &directions);
         let mut chat = Chat::new(session, options, directions, steering)?;
@@ -121,7 +122,7 @@ impl Args {
     }
 }
 
-/// Tokens of a conversation, unless the model's own context is shorter.
+/// Tokens of a conversation, unless --ctx says otherwise or the model's own context is shorter.
 const CONTEXT: usize = 8192;
 
 /// A conversation at a terminal or a pipe.
@@ -177,11 +178,12 @@ impl Talk<'_> {
         match command {
             Command::Say(text) => self.answer(|chat, stream| chat.say(&text, stream).map(|_| ())),
             Command::Regen => {
-                let before = self.chat.turns().last().map(|turn| turn.answer.clone());
+                let last = |chat: &Chat<'_>| {
+                    chat.turns().last().map(|turn| (turn.answer.steering, turn.answer.text()))
+                };
+                let before = last(&self.chat);
                 self.answer(|chat, stream| chat.regenerate(stream).map(|_| ()))?;
-                let same = self.chat.turns().last().map(|turn| turn.answer.text())
-                    == before.as_ref().map(Answer::text);
-                if same && self.greedy {
+                if self.greedy && last(&self.chat) == before {
                     self.ui.note("(the same: without --temperature one steering gives one answer)");
                 }
                 Ok(())

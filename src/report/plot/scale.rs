@@ -62,10 +62,7 @@ pub fn number(x: f64) -> String {
     } else {
         let digits = (3 - size.max(1e-4).log10().floor() as i32).clamp(0, 6) as usize;
         let text = format!("{x:.digits$}");
-        match text.contains('.') {
-            true => text.trim_end_matches('0').trim_end_matches('.').to_string(),
-            false => text,
-        }
+        if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').into() } else { text }
     };
     text.replace('-', "−")
 }
@@ -93,10 +90,7 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_lie_on_the_axis() {
-        assert_eq!(
-            Scale::new(0.0, 1.0, 0.0, 100.0).ticks(5, false),
-            [0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0]
-        );
+        assert_eq!(Scale::new(0.0, 5.0, 0.0, 100.0).ticks(5, false), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
         assert_eq!(
             Scale::new(-0.3, 7.3, 0.0, 100.0).ticks(20, true),
             [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]

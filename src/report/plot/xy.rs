@@ -66,12 +66,11 @@ impl Xy {
         let (corner, end) = ([64.0, top], [width - 16.0, height - 48.0]);
         let all = || self.series.iter().flat_map(|s| &s.points);
         let x = Scale::holding(all().map(|p| p.0).chain(self.mark_x), corner[0], end[0]);
-        let y = match self.y_range {
-            Some((low, high)) => Scale::new(low, high, end[1], corner[1]),
-            None => {
-                let zero = self.from_zero.then_some(0.0);
-                Scale::holding(all().map(|p| p.1).chain(zero), end[1], corner[1])
-            }
+        let y = if let Some((low, high)) = self.y_range {
+            Scale::new(low, high, end[1], corner[1])
+        } else {
+            let zero = self.from_zero.then_some(0.0);
+            Scale::holding(all().map(|p| p.1).chain(zero), end[1], corner[1])
         };
         let (x_axis, y_axis) = (
             Axis { scale: x, name: &self.x, whole: self.whole },

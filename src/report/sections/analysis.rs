@@ -1,6 +1,6 @@
 //! How the prompt sets lie in the stream.
 
-use super::super::page::{Part, Section};
+use super::super::page::{Part, Section, Table};
 use super::super::plot::{Kind, Plot, Series, Xy, number};
 use super::{finding, percent, short, table};
 use crate::analysis::{Analysis, BlockAnalysis, Points, Scatter};
@@ -21,6 +21,39 @@ pub fn section(id: String, of: &Of<'_>, block: Option<usize>, analysis: &Analysi
         let key = |b: &BlockAnalysis| if b.signal_to_noise.is_nan() { -1.0 } else { b.signal_to_noise };
         key(a).total_cmp(&key(b))
     });
+    let start = block.or(best.map(|b| b.block)).unwrap_or(0).min(blocks.len().saturating_sub(1));
+    let scatters = analysis.scatter.iter().zip(blocks).map(|(points, block)| scatter(&id, points, block));
+    let ablated = analysis.scatter.iter().any(|s| s.ablated.is_some());
+    Section {
+        title: "The prompts in the residual stream".into(),
+        lead: format!(
+            "{} harmful and {} harmless prompts of {}, at position {} and the output of each block, on the two directions in \
+             which they vary most (principal components of both sets together){}.",
+            of.n[0],
+            of.n[1],
+            short(of.model),
+            number(f64::from(of.position)),
+            if ablated {
+                ". Hollow marks are the harmful prompts again with the direction erased: where the edit works, they lie \
+                 among the harmless ones along the first component"
+            } else {
+                ""
+            }
+        ),
+        parts: vec![
+            Part::Slider { label: "Block".into(), plots: scatters.collect(), start },
+            Part::Plots(plots(&id, block, blocks)),
+            Part::Table(values(&id, blocks)),
+        ],
+        findings: (4..).zip(findings(best, analysis)).map(|(rank, text)| finding(rank, text)).collect(),
+        figures: Vec::new(),
+        id,
+    }
+}
+
+/// What the verdict may say.
+fn findings(best: Option<&BlockAnalysis>, analysis: &Analysis) -> Vec<String> {
+    let blocks = &analysis.blocks;
     let mut findings = Vec::new();
     if let Some(best) = best {
         findings.push(format!(
@@ -50,8 +83,11 @@ pub fn section(id: String, of: &Of<'_>, block: Option<usize>, analysis: &Analysi
             last.block
         ));
     }
-    let start = block.or(best.map(|b| b.block)).unwrap_or(0).min(blocks.len().saturating_sub(1));
-    let scatters = analysis.scatter.iter().zip(blocks).map(|(points, block)| scatter(&id, points, block));
+    findings
+}
+
+/// Figures by block; a rule at the direction's.
+fn plots(id: &str, block: Option<usize>, blocks: &[BlockAnalysis]) -> Vec<Plot> {
     let lines = |name: &str, title: &str, caption: &str, y: &str, range, series: &[Line]| {
         let series = series.iter().map(|(name, value)| Series {
             name: (*name).into(),
@@ -77,7 +113,7 @@ pub fn section(id: String, of: &Of<'_>, block: Option<usize>, analysis: &Analysi
         }
         .draw()
     };
-    let plots = vec![
+    vec![
         lines(
             "separation",
             "Separation by block",
@@ -116,7 +152,10 @@ pub fn section(id: String, of: &Of<'_>, block: Option<usize>, analysis: &Analysi
             None,
             &[("signal to noise", |b| b.signal_to_noise)],
         ),
-    ];
+    ]
+}
+
+fn values(id: &str, blocks: &[BlockAnalysis]) -> Table {
     let rows = blocks.iter().map(|b| {
         vec![
             b.block.to_string(),
@@ -143,32 +182,7 @@ pub fn section(id: String, of: &Of<'_>, block: Option<usize>, analysis: &Analysi
     ];
     let mut values = table(format!("{id}-blocks"), "Values by block", &header, 0, rows);
     values.folded = true;
-    let ablated = analysis.scatter.iter().any(|s| s.ablated.is_some());
-    Section {
-        title: "The prompts in the residual stream".into(),
-        lead: format!(
-            "{} harmful and {} harmless prompts of {}, at position {} and the output of each block, on the two directions in \
-             which they vary most (principal components of both sets together){}.",
-            of.n[0],
-            of.n[1],
-            short(of.model),
-            number(f64::from(of.position)),
-            if ablated {
-                ". Hollow marks are the harmful prompts again with the direction erased: where the edit works, they lie \
-                 among the harmless ones along the first component"
-            } else {
-                ""
-            }
-        ),
-        parts: vec![
-            Part::Slider { label: "Block".into(), plots: scatters.collect(), start },
-            Part::Plots(plots),
-            Part::Table(values),
-        ],
-        findings: (4..).zip(findings).map(|(rank, text)| finding(rank, text)).collect(),
-        figures: Vec::new(),
-        id,
-    }
+    values
 }
 
 type Line = (&'static str, fn(&BlockAnalysis) -> f64);

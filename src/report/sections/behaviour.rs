@@ -37,7 +37,7 @@ pub fn abliterated(id: String, run: &Abliterate) -> Section {
          written file{}. The direction is that of the {}{}.",
         short(&run.model),
         if run.story.is_some() { "; last, the direction was added to every prompt" } else { "" },
-        run.direction.words(),
+        run.direction.with(run.subspace.as_ref()),
         run.direction.raw_norm.map_or(String::new(), |norm| format!(", length {}", number(norm)))
     );
     let [before, after] = [&run.before, &run.after].map(|e| &e.harmful.refused);

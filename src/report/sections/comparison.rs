@@ -113,7 +113,7 @@ fn findings(first: &Compared, others: &[Compared]) -> Vec<super::Finding> {
             others.len(),
             short(&worst.model),
             number(worst.cosine),
-            if none > 0 { format!("; in {none} no candidate was chosen") } else { String::new() }
+            if none > 0 { format!("; in {none} no candidate survives the rules") } else { String::new() }
         ),
     )];
     findings.extend(most.map(|most| {

@@ -66,7 +66,11 @@ pub fn of(documents: &[Document]) -> Vec<Section> {
             }
             Run::Select(run, choice) => {
                 let mut section = choice::section(names.of("choice"), &run.model, choice);
-                section.lead += &format!(" Written to {} ({}).", short(&run.output), run.direction.words());
+                section.lead += &format!(
+                    " Written to {} ({}).",
+                    short(&run.output),
+                    run.direction.with(run.subspace.as_ref())
+                );
                 sections.push(section);
             }
             Run::Evaluate(run) => sections.push(behaviour::evaluated(names.of("behaviour"), run)),
@@ -94,7 +98,7 @@ pub fn title(documents: &[Document]) -> String {
         Run::Rewrite(run, _) => format!("{}, rewritten", short(&run.model)),
         Run::Verify(run) => format!("{} against its original", short(&run.rewritten)),
         Run::Compare(run) => match &run.models[..] {
-            [first, ..] => format!("{} and {} other files", short(&first.model), run.models.len() - 1),
+            [first, rest @ ..] => format!("{} and {}", short(&first.model), count(rest.len(), "other file")),
             [] => "No files".into(),
         },
         Run::Optimize(run) => format!("A search for better edits of {}", short(&run.model)),
@@ -113,7 +117,11 @@ fn short(file: &str) -> String {
 }
 
 fn percent(part: f64) -> String {
-    if part.is_finite() { format!("{:.1} %", 100.0 * part) } else { "–".into() }
+    match part {
+        p if !p.is_finite() => "–".into(),
+        p if p > 0.0 && p < 0.0005 => "less than 0.1 %".into(),
+        p => format!("{:.1} %", 100.0 * p),
+    }
 }
 
 fn interval(rate: &Rate) -> String {

@@ -25,6 +25,18 @@ pub fn rewritten(id: String, [model, output]: [&str; 2], written: &Written) -> S
             left(written.max_leak, written.max_data_leak, written.max_edit_error)
         ),
     )];
+    let worst =
+        written.tensors.iter().filter(|t| t.leak.is_finite()).max_by(|a, b| a.leak.total_cmp(&b.leak));
+    section.findings.extend(worst.map(|t| {
+        let (leak, distance) = (number(t.leak), number(t.distance));
+        finding(
+            3,
+            format!(
+                "By weights the most is left in {} ({}): leak {leak}, distance {distance}.",
+                t.name, t.after
+            ),
+        )
+    }));
     section.figures = figures(written.max_leak, written.max_data_leak, written.max_edit_error);
     section
 }
