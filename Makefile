@@ -2,13 +2,14 @@
 
 TARGET = $${CARGO_TARGET_DIR:-target}
 
-.PHONY: help setup build demo test lint bench
+.PHONY: help setup build demo test lint package bench
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    build ggsteer and show it at work on a sample model"
 	@echo "make test    what CI runs: formatting, clippy, documentation, all tests"
 	@echo "make lint    formatting, clippy and documentation only"
+	@echo "make package what a published crate holds, and that it is small enough"
 	@echo "make bench   benchmarks"
 	@echo "make build   target/release/ggsteer, compiled for this processor"
 
@@ -34,6 +35,18 @@ lint: setup
 	cargo fmt --check
 	+cargo clippy --release --all-targets -- -D warnings
 	+RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
+	@$(MAKE) --no-print-directory package >/dev/null
+
+# Everything that the build reads, and no model: a crate may have 10 MB.
+package:
+	@cargo package --list --allow-dirty --quiet >$(TARGET)/package.txt
+	@for file in Cargo.lock Cargo.toml LICENSE-APACHE LICENSE-MIT README.md prompt-sets/declined.txt src/lib.rs src/main.rs; do \
+		grep -qx "$$file" $(TARGET)/package.txt || { echo "error: the package lacks $$file" >&2; exit 1; }; done
+	@size=$$(xargs cat <$(TARGET)/package.txt 2>/dev/null | wc -c); [ "$$size" -lt 10000000 ] || \
+		{ echo "error: the package has $$size bytes, a crate may have 10000000" >&2; exit 1; }
+	@! grep -E '\.gguf$$|^tests/|^benches/' $(TARGET)/package.txt || \
+		{ echo "error: these do not belong into the package" >&2; exit 1; }
+	@cat $(TARGET)/package.txt
 
 bench: setup
 	+cargo bench

@@ -1,6 +1,18 @@
 //! Residual-stream means over two prompt sets, at every post-instruction position and block.
 //!
 //! Shapes: a [`Means`] holds `n_pos × n_block × n_embd` sums in f64, position −1 (the last token) first.
+//!
+//! ```
+//! use ggsteer::activations::{Contrast, Means};
+//! use ggsteer::direction::Provenance;
+//!
+//! let [mut harmful, mut harmless] = [Means::new(1, 1, 2), Means::new(1, 1, 2)];
+//! harmful.add(-1, 0, &[1.0, 2.0]);
+//! harmful.add(-1, 0, &[3.0, 6.0]);
+//! harmless.add(-1, 0, &[1.0, 1.0]);
+//! let contrast = Contrast { harmful, harmless, source: Provenance::default() };
+//! assert_eq!(contrast.difference(-1, 0), [1.0, 3.0]);
+//! ```
 #![forbid(unsafe_code)]
 
 use std::io::Write;

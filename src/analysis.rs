@@ -4,6 +4,17 @@
 //! first principal component, how much of the variance lies along it, how well it alone tells the sets apart, and how
 //! near it is to the difference in means, which is what the directions of this program are (Arditi et al. 2024,
 //! section 2.3). Where the two coincide, the contrast *is* the largest variation there is.
+//!
+//! ```
+//! use ggsteer::analysis::{Rows, analyze};
+//!
+//! // One block, 2 wide: the sets lie apart along the first element.
+//! let harmful = Rows::new(2, vec![vec![5.0, 0.1, 5.2, -0.1, 4.9, 0.0]]);
+//! let harmless = Rows::new(2, vec![vec![-5.0, 0.1, -5.1, 0.0, -4.8, -0.1]]);
+//! let analysis = analyze(&harmful, &harmless, None, 0.9);
+//! assert!(analysis.blocks[0].pc1_variance > 0.99 && analysis.blocks[0].pc1_cosine > 0.99);
+//! assert_eq!(analysis.coincide_from, Some(0));
+//! ```
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;

@@ -1,6 +1,18 @@
 //! Ablation and addition as values, used by the runtime hook and by the rewriter alike.
 //!
 //! Shapes: a direction is a vector of `n_embd` elements; a [`Basis`] holds k orthonormal ones.
+//!
+//! ```
+//! use ggsteer::intervention::Basis;
+//!
+//! let basis = Basis::new(&[vec![3.0, 4.0]])?;
+//! let mut x = [1.0, 0.0];
+//! basis.ablate(&mut x);
+//! // x − r(r·x) with r = (0.6, 0.8)
+//! assert!((x[0] - 0.64).abs() < 1e-6 && (x[1] + 0.48).abs() < 1e-6);
+//! assert!(basis.component(&x) < 1e-6);
+//! # Ok::<(), ggsteer::intervention::Error>(())
+//! ```
 #![forbid(unsafe_code)]
 
 /// What makes a set of vectors unusable as an intervention.

@@ -3,6 +3,22 @@
 //! An [`OutputFile`] is checked before long work starts, is written beside its final path under another name, and
 //! takes that path only when it is complete and on the disk. Whatever fails before, the path is as it was. The parts of
 //! a split model are such files together, see [`commit_parts`].
+//!
+//! ```
+//! use std::io::Write;
+//!
+//! use ggsteer::output::OutputFile;
+//!
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("a.txt");
+//! let mut out = OutputFile::create(&path, false, &[])?;
+//! out.write_all(b"whole")?;
+//! assert!(!path.exists());
+//! out.commit()?;
+//! assert_eq!(std::fs::read(&path)?, b"whole");
+//! assert!(OutputFile::create(&path, false, &[]).is_err(), "not without `force`");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod append;

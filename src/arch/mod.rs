@@ -6,6 +6,18 @@
 //! architecture that is not in it, a writer that should be there and is not, and a tensor that could write
 //! the stream and has no place in it are errors, never guesses. [`coverage`] tells all of it,
 //! [`partial_writers`] gives what can be placed in spite of it.
+//!
+//! ```
+//! use ggsteer::arch::writers;
+//! use ggsteer::gguf::GgufFile;
+//!
+//! let file = GgufFile::open(concat!(env!("CARGO_MANIFEST_DIR"), "/gguf-samples/lorekeeper-7m-f16.gguf"))?;
+//! let writers = writers(&file)?;
+//! // The embedding, and of each of 8 blocks the output of attention and that of the FFN.
+//! assert_eq!(writers.len(), 17);
+//! assert_eq!(writers[0].tensor, "token_embd.weight");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod place;

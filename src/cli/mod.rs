@@ -4,6 +4,7 @@ mod abliterate;
 mod analyze;
 mod args;
 mod calibrate;
+mod card;
 mod chat;
 mod compare;
 mod completions;
@@ -71,6 +72,7 @@ enum Command {
     Chat(chat::Args),
     Orthogonalize(orthogonalize::Args),
     Export(export::Args),
+    Card(card::Args),
     Quantize(quantize::Args),
     Verify(verify::Args),
     Evaluate(evaluate::Args),
@@ -102,6 +104,7 @@ impl Cli {
             Command::Chat(args) => args.run(ui),
             Command::Orthogonalize(args) => args.run(ui),
             Command::Export(args) => args.run(ui),
+            Command::Card(args) => args.run(ui),
             Command::Quantize(args) => args.run(ui),
             Command::Verify(args) => args.run(ui),
             Command::Evaluate(args) => args.run(ui),

@@ -6,6 +6,20 @@
 //! adds (a direction meant for ablation then pushes *toward* the behaviour), and it refuses a file with `direction.0`,
 //! so a direction of block 0 is for ggsteer alone. Some tools number from 1 and act one block late; their files load
 //! here as they are.
+//!
+//! ```
+//! use ggsteer::direction::{Direction, Provenance};
+//!
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("direction.gguf");
+//! let meta = Provenance { architecture: Some("llama".into()), position: Some(-1), ..Provenance::default() };
+//! Direction::new(vec![3.0, -4.0], 5, meta)?.save(&path, false)?;
+//!
+//! let direction = Direction::load(&path, None)?;
+//! assert_eq!((direction.block, direction.norm()), (5, 5.0));
+//! assert!(direction.check_model("llama", 4096).is_err(), "another width");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod provenance;

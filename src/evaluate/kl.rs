@@ -2,6 +2,14 @@
 //!
 //! Logits are raw f32 of shape `[n_vocab]`, as llama.cpp hands them out; all sums are f64. A logit of −∞ is a
 //! token of probability zero. NaN in gives NaN out.
+//!
+//! ```
+//! use ggsteer::evaluate::kl::{kl, refusal_score};
+//!
+//! assert_eq!(kl(&[1.0, 2.0, 3.0], &[1.0, 2.0, 3.0]), 0.0);
+//! // Half of the probability is on token 0: the log-odds are 0.
+//! assert!(refusal_score(&[0.0, 0.0], &[0]).abs() < 1e-12);
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -8,6 +8,14 @@
 //!
 //! Before comparison both sides are lower-cased, curly apostrophes become straight ones, and runs of white
 //! space one space.
+//!
+//! ```
+//! use ggsteer::evaluate::refusals::Markers;
+//!
+//! let markers = Markers::default();
+//! assert!(markers.is_refusal("I’m sorry, but I can't help with that."));
+//! assert!(!markers.is_refusal("First tie four white ribbons together."));
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -8,6 +8,16 @@
 //! An adapter has no place for biases and learned positions, llama.cpp multiplies a few matrices without adapters, and
 //! it stops the process on an adapter for a token embedding that is the output matrix too: [`Lora::left_out`] names each
 //! writer that stays as it is.
+//!
+//! ```
+//! use ggsteer::export::lora::Lora;
+//! use ggsteer::gguf::GgufFile;
+//!
+//! let file = GgufFile::open(concat!(env!("CARGO_MANIFEST_DIR"), "/gguf-samples/lorekeeper-7m-f16.gguf"))?;
+//! let lora = Lora::new(&file, &[vec![1.0; 256]])?;
+//! assert_eq!((lora.rank, lora.tensors.len(), lora.left_out.len()), (1, 17, 0));
+//! # Ok::<(), ggsteer::export::ExportError>(())
+//! ```
 #![forbid(unsafe_code)]
 
 use std::io::Write;

@@ -3,6 +3,17 @@
 //! Versions 2 and 3, little-endian. The reader takes what llama.cpp's loader takes and refuses what it refuses, by an
 //! error with the tensor or key and the offset; it keeps metadata in order and with exact types, and remembers where
 //! everything lay, so that a header can be copied byte for byte. A split model is one [`GgufFile`], whichever part opens it.
+//!
+//! ```
+//! use ggsteer::gguf::{GgufFile, ModelSummary};
+//!
+//! let file = GgufFile::open(concat!(env!("CARGO_MANIFEST_DIR"), "/gguf-samples/lorekeeper-7m-f16.gguf"))?;
+//! let summary = ModelSummary::new(&file)?;
+//! assert_eq!((summary.architecture.as_str(), summary.n_block, summary.n_embd), ("llama", 8, 256));
+//! let tensor = file.tensor("blk.0.ffn_down.weight").expect("every llama has it");
+//! assert_eq!((tensor.shape(), file.tensor_data(tensor).len()), (&[768, 256][..], 2 * 768 * 256));
+//! # Ok::<(), ggsteer::gguf::GgufError>(())
+//! ```
 
 mod amend;
 mod cursor;

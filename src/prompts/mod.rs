@@ -16,6 +16,15 @@
 //!
 //! Without a column, the one text column is taken, or else the first of [`USUAL_COLUMNS`] there is. Blank
 //! prompts are left out, and a slice counts those that remain; duplicates are kept and counted.
+//!
+//! ```
+//! use ggsteer::prompts::PromptSet;
+//!
+//! let spec = concat!(env!("CARGO_MANIFEST_DIR"), "/gguf-samples/prompts/restricted-test.txt[:10]");
+//! let set = PromptSet::load(spec)?;
+//! assert_eq!((set.len(), set.n_duplicates()), (10, 0));
+//! # Ok::<(), ggsteer::prompts::PromptError>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -4,6 +4,26 @@
 //! [`execute`] streams the file through, one tensor at a time, into an [`OutputFile`](crate::output::OutputFile) and
 //! measures what it wrote; [`verify_untouched`] reads both files and proves that nothing else changed; only then
 //! [`Written::commit`] gives the output its name. With nothing to do the output is the input, byte for byte.
+//!
+//! ```
+//! use ggsteer::gguf::GgufFile;
+//! use ggsteer::output::OutputFile;
+//! use ggsteer::rewrite::{How, Options, Plan, Rounding, execute, verify_untouched};
+//!
+//! let file = GgufFile::open(concat!(env!("CARGO_MANIFEST_DIR"), "/gguf-samples/lorekeeper-7m-f16.gguf"))?;
+//! let direction: Vec<f32> = (0..256).map(|i| (i as f32).sin()).collect();
+//! let plan = Plan::new(&file, &[direction], Options::default())?;
+//!
+//! let folder = tempfile::tempdir()?;
+//! let out = OutputFile::create(&folder.path().join("out.gguf"), false, &[file.path()])?;
+//! let how = How { rounding: Rounding::Nearest, ..How::default() };
+//! let written = execute(&file, &plan, &how, out, &[], &mut |_| ())?;
+//! verify_untouched(&file, written.file(), &plan)?;
+//! let report = written.commit()?;
+//! assert_eq!(report.n_edited, 17);
+//! assert!(report.max_leak < 0.01);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod addition;

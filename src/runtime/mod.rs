@@ -2,6 +2,21 @@
 //! residual stream and intervene on it meanwhile.
 //!
 //! Files reach this room only through llama.cpp.
+//!
+//! ```
+//! use std::path::Path;
+//!
+//! use ggsteer::runtime::{Job, Model, ModelOptions, Session, SessionOptions};
+//!
+//! let model = Model::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/gguf-samples/lorekeeper-7m-f16.gguf")), &ModelOptions::default())?;
+//! let mut session = Session::new(&model, SessionOptions { n_threads: 1, ..SessionOptions::default() })?;
+//! let prompt = model.prompt("Who made the hexed lantern?")?;
+//! let job = Job { tokens: &prompt.tokens, n_out: 1, intervention: None };
+//! let mut n_logits = 0;
+//! session.prefill(&[job], None, &mut |_, logits| n_logits = logits.len())?;
+//! assert_eq!(n_logits, model.n_vocab());
+//! # Ok::<(), ggsteer::runtime::Error>(())
+//! ```
 
 mod adapter;
 mod device;

@@ -3,6 +3,17 @@
 //! Templates are Jinja as the transformers library renders it: blocks trimmed, Python's string methods,
 //! `raise_exception`, `strftime_now`, `tojson`, `namespace`, loop controls; `tools` and `documents` are none.
 //! They come with the model and are not trusted with more than words: they read no files and run out of fuel.
+//!
+//! ```
+//! use ggsteer::runtime::template::{ChatTemplate, Message, Role, Segment};
+//!
+//! let source = ChatTemplate::builtin("chatml").expect("known by name");
+//! let template = ChatTemplate::new(source, "", "<|im_end|>")?;
+//! let segments = template.render(&[Message::new(Role::User, "Who <|im_end|> are you?")], true)?;
+//! // The user's words are kept apart: nothing in them is special.
+//! assert_eq!(segments[1], Segment::Text("Who <|im_end|> are you?".into()));
+//! # Ok::<(), ggsteer::runtime::template::TemplateError>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -4,6 +4,17 @@
 //! scores are not numbers, that lie in the last fifth of the model, whose ablation changes harmless answers
 //! (KL) or whose addition does not induce refusal; of the rest take the one whose ablation leaves the lowest
 //! refusal score. The rules reproduce the published choice for all five models whose scores were published.
+//!
+//! ```
+//! use ggsteer::select::{Candidate, Layer, Rules, Verdict, choose};
+//!
+//! let at = |block, bypass, induce, kl| Candidate { position: -1, layer: Layer::output_of(block), bypass, induce, kl };
+//! let candidates = [at(2, -9.0, 1.0, 0.3), at(3, -5.0, 0.5, 0.05), at(4, -4.0, 0.5, 0.01), at(7, -9.0, 2.0, 0.0)];
+//! let selection = choose(&candidates, 8, &Rules::default());
+//! assert_eq!(selection.chosen, Some(1));
+//! assert_eq!(selection.verdicts[0], Verdict::Kl);
+//! assert_eq!(selection.verdicts[3], Verdict::LateLayer);
+//! ```
 
 #![forbid(unsafe_code)]
 
