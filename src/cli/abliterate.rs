@@ -20,6 +20,7 @@ use super::args::{
     tokenize_both,
 };
 use super::calibrate::{CalibrationArgs, Prompts};
+use super::card;
 use super::evaluate::{Base, evaluate, evaluation_table};
 use super::parts::{HeldOutArgs, used};
 use super::report::{self, ReportArgs};
@@ -201,7 +202,9 @@ impl Args {
         if let Some(page) = page {
             page.write_one(ui, &output)?;
         }
-        ui.print(&output, || output.text())
+        ui.print(&output, || output.text())?;
+        card::hint(ui, &output.output);
+        Ok(())
     }
 }
 

@@ -4,12 +4,17 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use ggsteer::card::{Card, Kind, Run};
+use ggsteer::card::{Card, Kind, Run, shell};
 use ggsteer::gguf::GgufFile;
 use ggsteer::output::OutputFile;
 use serde::Serialize;
 
 use super::ui::Ui;
+
+/// Says how to go on from a file that was just written.
+pub fn hint(ui: Ui, written: &str) {
+    ui.note(&format!("`ggsteer card {}` writes a model card for it", shell(written)));
+}
 
 /// Write a model card for a file that ggsteer made, an Ollama Modelfile, and command lines for llama.cpp
 ///

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::args::{DirectionArgs, OptionalPromptArgs, PromptArgs, RunArgs, describe};
 use super::calibrate::{CalibrationArgs, Prompts};
+use super::card;
 use super::rewrite::{Job, RewriteArgs, Rewritten, SourceArgs, check_calibration, rewrite};
 use super::ui::{Ui, bytes, warn};
 
@@ -159,7 +160,9 @@ impl Args {
         };
         ui.print(&output, || {
             format!("{}{}written to {}\n", rewritten.table(), rewritten.summary(), output.output)
-        })
+        })?;
+        card::hint(ui, &output.output);
+        Ok(())
     }
 
     /// The calibration that a file holds, where the plan has use for one.
