@@ -42,6 +42,11 @@ const COMMANDS: &[(&str, Way, &str)] = &[
         "of the default sets the sample refuses too few",
     ),
     (
+        "ggsteer compare lorekeeper-7m-f16.gguf .*",
+        Way::Left,
+        "six files take minutes: `docs/commands.md` compares two",
+    ),
+    (
         "ggsteer compare model-f16.gguf model-q8_0.gguf .*",
         Way::Left,
         "three files take a minute: `tests/report.rs` reports on two",
@@ -58,11 +63,7 @@ const COMMANDS: &[(&str, Way, &str)] = &[
 /// Text blocks that quote no command of this test: the document, how the first line begins, why.
 const NO_QUOTES: &[(&str, &str, &str)] = &[
     ("README.md", "random llama, 12 blocks", "`cargo bench --bench hook`, which takes minutes"),
-    (
-        "docs/commands.md",
-        "the direction of each file",
-        "six files take minutes; the same command is run on two",
-    ),
+    ("README.md", "the direction of each file", "six files take minutes: `docs/commands.md` compares two"),
     ("docs/prompt-sets.md", "PATH[:COLUMN]", "a grammar"),
     ("docs/selection.md", "seed  ", "`cargo bench --bench selection`, which takes minutes"),
     ("docs/selection.md", "                tokens", "`cargo bench --bench selection`, which takes minutes"),
