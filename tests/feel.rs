@@ -309,4 +309,11 @@ fn loading_and_quantizing_say_how_far_they_are() {
     let n = ggsteer::gguf::GgufFile::open(&path).unwrap().tensors().len() as u64;
     let expected: Vec<(u64, u64)> = (1..=n).map(|tensor| (tensor, n)).collect();
     assert_eq!(*counts.lock().unwrap(), expected);
+
+    // A panic in there does not go up through llama.cpp.
+    let model = Model::load_with(&path, &ModelOptions::default(), |_| panic!("of a bar"));
+    assert!(model.unwrap().n_block() > 0);
+    let again = folder.path("again.gguf");
+    quantize_with(&path, &again, file_type, &options, |_, _| panic!("of a bar")).unwrap();
+    assert!(again.is_file());
 }

@@ -1,6 +1,7 @@
 //! llama.cpp's log: silent unless asked for, its last complaints kept for our own error messages.
 
 use std::ffi::{CStr, c_char, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -57,7 +58,8 @@ unsafe extern "C" fn receive(level: sys::ggml_log_level, message: *const c_char,
     if let Some((done, all)) = counted(&message)
         && let Some(watcher) = &mut *WATCHER.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     {
-        watcher(done, all);
+        // A panic must not go up through llama.cpp; what is lost is a step of a bar.
+        drop(catch_unwind(AssertUnwindSafe(|| watcher(done, all))));
     }
     if level == sys::GGML_LOG_LEVEL_ERROR {
         let mut lines = COMPLAINTS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -1,5 +1,6 @@
 //! A loaded model: its shape, its vocabulary and its chat template.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -95,7 +96,8 @@ impl Model {
         let params = params
             .with_n_gpu_layers(options.gpu_layers.min(i32::MAX as u32))
             .with_progress_callback(move |part| {
-                progress(part);
+                // A panic must not go up through llama.cpp.
+                drop(catch_unwind(AssertUnwindSafe(|| progress(part))));
                 true
             });
         log::take_complaints();

@@ -126,7 +126,8 @@ pub fn quantize(
     quantize_with(input, output, file_type, options, |_, _| ())
 }
 
-/// As [`quantize`]; `progress` is told each tensor's number, from 1, and how many there are.
+/// As [`quantize`]; `progress` is told each tensor's number, from 1, and how many there are. llama.cpp says so in its log
+/// alone, which the whole process shares: of calls at the same time the last one hears, and hears of all.
 ///
 /// # Errors
 /// As [`quantize`].
