@@ -31,6 +31,11 @@ fn list(name: &str) -> String {
     samples().join("prompts").join(format!("{name}.txt")).display().to_string()
 }
 
+fn session(model: &Model) -> Session<'_> {
+    let options = SessionOptions { n_ctx: 4096, n_threads: 1, ..SessionOptions::default() };
+    Session::new(model, options).unwrap()
+}
+
 /// The sample's prompts of a part, restricted and ordinary.
 fn prompts(model: &Model, part: &str, n: usize) -> [Vec<Prompt>; 2] {
     ["restricted", "ordinary"].map(|kind| {
@@ -96,15 +101,7 @@ fn assert_scores(found: &Candidate, expected: [f64; 3], tolerance: f64) {
 #[test]
 fn the_race_chooses_what_scoring_everything_does() {
     let model = Model::load(&samples().join("lorekeeper-7m-f16.gguf"), &ModelOptions::default()).unwrap();
-    let options = SessionOptions {
-        n_ctx: 4096,
-        n_batch: 512,
-        n_seq: 32,
-        n_threads: 1,
-        exact: false,
-        ..SessionOptions::default()
-    };
-    let mut session = Session::new(&model, options).unwrap();
+    let mut session = session(&model);
     let [harmful, harmless] = prompts(&model, "train", 32);
     let contrast = contrast(&mut session, [&harmful, &harmless]);
     let (validation, markers) = (prompts(&model, "validation", 24), Markers::default());
@@ -350,9 +347,7 @@ fn a_model_that_never_refuses_has_no_direction() {
 #[test]
 fn a_second_direction_is_found_where_the_first_leaves_refusals_and_only_there() {
     let model = Model::load(&samples().join("lorekeeper-7m-f16.gguf"), &ModelOptions::default()).unwrap();
-    let options =
-        SessionOptions { n_ctx: 4096, n_batch: 512, n_seq: 32, n_threads: 1, ..SessionOptions::default() };
-    let mut session = Session::new(&model, options).unwrap();
+    let mut session = session(&model);
     let train = prompts(&model, "train", 64);
     let contrast = contrast(&mut session, [&train[0], &train[1]]);
     let (validation, markers) = (prompts(&model, "validation", 24), Markers::default());

@@ -1,8 +1,9 @@
 //! The model card.
 
-use super::run::{Both, Evaluated, Run, SetFigures};
+use super::run::{Evaluated, Run, SetFigures};
 use super::{Card, Kind, code_block, markdown, shell, yaml};
 use crate::evaluate::interval::{Mean, Rate};
+use crate::prompts::split::UsedPair;
 use crate::rewrite::{Record, Tied};
 
 /// The whole page.
@@ -268,7 +269,7 @@ fn measured(card: &Card) -> String {
             ));
         }
         if let Some(parts) = &run.prompts {
-            let n = |both: &Both| format!("{} + {}", both.harmful.n, both.harmless.n);
+            let n = |both: &UsedPair| format!("{} + {}", both.harmful.n, both.harmless.n);
             items.push(format!(
                 "prompts: measured on {}, chosen by {}, evaluated on {}",
                 n(&parts.train),

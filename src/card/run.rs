@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::evaluate::interval::{Mean, Rate};
+use crate::prompts::split::Used;
 
 /// Why a run cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +87,7 @@ pub struct Run {
     pub perplexity: Option<Perplexity>,
     /// An abliteration's prompts.
     #[serde(default)]
-    pub prompts: Option<Parts>,
+    pub prompts: Option<Used>,
 }
 
 /// Both sets of an evaluation.
@@ -127,35 +128,6 @@ pub struct Value {
     pub perplexity: f64,
     /// llama.cpp's ±.
     pub standard_error: f64,
-}
-
-/// Which prompts were used where.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct Parts {
-    /// To measure on.
-    pub train: Both,
-    /// To choose by.
-    pub validation: Both,
-    /// To evaluate on.
-    pub test: Both,
-}
-
-/// Two sets.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct Both {
-    /// Prompts that show the behaviour.
-    pub harmful: Used,
-    /// Prompts that do not.
-    pub harmless: Used,
-}
-
-/// A set of prompts.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct Used {
-    /// How many.
-    pub n: usize,
-    /// Of the prompts.
-    pub sha256: String,
 }
 
 impl Run {

@@ -242,16 +242,16 @@ pub fn find(
     how: How<'_>,
     checkpoint: &mut Checkpoint,
 ) -> Result<Found> {
-    let sets = tokenize_both(model, train)?;
-    let contrast = steps::measure(ui, run, model, [&sets[0], &sets[1]], steps::source(model, train)?, None)?;
-    let train = sets;
-    let sets = tokenize_both(model, validation)?;
-    let choice = steps::select(ui, run, model, &contrast, [&sets[0], &sets[1]], how, checkpoint)?;
+    let source = steps::source(model, train)?;
+    let [train, validation] = [tokenize_both(model, train)?, tokenize_both(model, validation)?];
+    let contrast = steps::measure(ui, run, model, [&train[0], &train[1]], source, None)?;
+    let both = [&validation[0], &validation[1]];
+    let choice = steps::select(ui, run, model, &contrast, both, how, checkpoint)?;
     let first = steps::chosen(&choice, &contrast);
     let subspace = match &first {
         Ok(first) if rank > 1 => {
             let begun = (&contrast, first.clone(), rank);
-            Some(steps::grow(ui, run, model, begun, [&train, &sets], how, checkpoint)?)
+            Some(steps::grow(ui, run, model, begun, [&train, &validation], how, checkpoint)?)
         }
         _ => None,
     };

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use ggsteer::activations::Contrast;
+use ggsteer::card::shell;
 use ggsteer::direction::Direction;
 use ggsteer::evaluate::Rate;
 use ggsteer::evaluate::interval::Mean;
@@ -271,8 +272,8 @@ impl Args {
         candidates: &[Candidate],
     ) -> Row {
         let candidate = &candidates[trial.point.map_or(0, |point| point.direction)];
-        let mut command = format!("ggsteer orthogonalize {}", quoted(&self.model.display().to_string()));
-        command += &format!(" --direction {}", quoted(&candidate.path.display().to_string()));
+        let mut command = format!("ggsteer orthogonalize {}", shell(&self.model.display().to_string()));
+        command += &format!(" --direction {}", shell(&candidate.path.display().to_string()));
         if let Some(block) = self.block.filter(|_| !candidate.measured) {
             command += &format!(" --block {block}");
         }
@@ -283,7 +284,7 @@ impl Args {
             None => (),
         }
         if let (Some(harmful), Some(harmless)) = (&self.prompts.harmful, &self.prompts.harmless) {
-            command += &format!(" --harmful {} --harmless {}", quoted(harmful), quoted(harmless));
+            command += &format!(" --harmful {} --harmless {}", shell(harmful), shell(harmless));
         }
         Row {
             trial: Some(i),
@@ -361,10 +362,4 @@ fn measured(path: &Path, like: &Direction) -> Result<Vec<Direction>> {
     );
     let here = contrast.candidates().filter(|(p, _)| *p == position);
     here.map(|(position, block)| Ok(contrast.direction(position, block)?)).collect()
-}
-
-/// A word for a shell.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "/._-:,=+".contains(c);
-    if word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
