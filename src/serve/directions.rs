@@ -118,3 +118,47 @@ impl Registry {
         found
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::direction::Provenance;
+
+    fn named(name: &str, block: usize, vector: &[f32]) -> Named {
+        Named {
+            name: name.into(),
+            direction: Direction::new(vector.to_vec(), block, Provenance::default()).unwrap(),
+        }
+    }
+
+    fn registry(directions: Vec<Named>) -> Result<Registry, RegistryError> {
+        Registry::new(Shape { architecture: "llama".into(), n_embd: 2, n_block: 2 }, directions)
+    }
+
+    #[test]
+    fn who_began_with_a_direction_keeps_it() {
+        let registry = registry(vec![named("a", 0, &[1.0, 0.0])]).unwrap();
+        let before = registry.loaded();
+        assert!(!registry.put("b".into(), named("b", 1, &[0.0, 1.0]).direction).unwrap());
+        assert!(registry.put("a".into(), named("a", 1, &[0.0, 2.0]).direction).unwrap());
+        assert_eq!((before.len(), before[0].direction.block), (1, 0));
+        let names: Vec<String> = registry.loaded().iter().map(|named| named.name.clone()).collect();
+        assert_eq!((names, registry.loaded()[0].direction.block), (vec!["a".into(), "b".into()], 1));
+        assert!(registry.remove("a") && !registry.remove("a"));
+        assert_eq!(registry.loaded().len(), 1);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let refused = |direction| registry(vec![direction]).unwrap_err().to_string();
+        assert!(refused(named("a", 2, &[1.0, 0.0])).contains("block 2, the model has blocks 0 to 1"));
+        assert!(refused(named("a", 0, &[1.0])).contains("n_embd 1, model has 2"));
+        for name in ["", "a/b", "a\nb", &"x".repeat(129)] {
+            assert!(refused(named(name, 0, &[1.0, 0.0])).contains("a name has 1 to 128 bytes"), "{name:?}");
+        }
+        let twice = registry(vec![named("a", 0, &[1.0, 0.0]), named("a", 0, &[0.0, 1.0])]);
+        assert!(twice.unwrap_err().to_string().contains("two directions are called \"a\""));
+        let many = (0..=MAX_DIRECTIONS).map(|i| named(&i.to_string(), 0, &[1.0, 0.0])).collect();
+        assert!(matches!(registry(many), Err(RegistryError::Full)));
+    }
+}

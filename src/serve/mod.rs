@@ -19,6 +19,8 @@ mod schedule;
 mod slot;
 mod steering;
 mod stop;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::io;

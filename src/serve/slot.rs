@@ -208,3 +208,22 @@ impl Slot {
         let _ = self.task.events.try_send(event);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logprobs_are_those_of_the_softmax() {
+        let logits: Vec<f32> = [0.2f32, 0.5, 0.0, 0.3].iter().map(|p| p.ln() + 7.0).collect();
+        let Logprobs { drawn, top } = Logprobs::new(&logits, 3, 2);
+        assert!((drawn.exp() - 0.3).abs() < 1e-6);
+        assert_eq!(top.iter().map(|(token, _)| token.0).collect::<Vec<_>>(), [1, 3]);
+        assert!((top[0].1.exp() - 0.5).abs() < 1e-6 && top[1].1 == drawn);
+        // More than there are, ties and what is no number.
+        let Logprobs { top, .. } = Logprobs::new(&[1.0, f32::NAN, 1.0, f32::NEG_INFINITY], 0, 9);
+        assert_eq!(top.iter().map(|(token, _)| token.0).collect::<Vec<_>>(), [0, 2, 3]);
+        assert_eq!((top[0].1, top[2].1), (top[1].1, f32::NEG_INFINITY));
+        assert!(Logprobs::new(&[1.0], 0, 0).top.is_empty());
+    }
+}

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use super::directions::Loaded;
 use crate::chat::Named;
@@ -72,7 +73,7 @@ pub struct Whole {
     /// Its name.
     pub direction: String,
     /// How much of the raw direction.
-    #[serde(default = "one")]
+    #[serde(default = "one", deserialize_with = "number")]
     pub scale: f32,
     /// 0-based block at whose output it is added, in place of its own.
     #[serde(default)]
@@ -95,6 +96,13 @@ pub enum At {
 
 fn one() -> f32 {
     1.0
+}
+
+/// A number, also where another crate of the program has serde_json keep numbers as text: an untagged enum then knows no
+/// others.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
+    let number = serde_json::Number::deserialize(deserializer)?;
+    number.as_f64().map(|x| x as f32).ok_or_else(|| D::Error::custom("number out of range"))
 }
 
 /// Steering that cannot be applied.
@@ -257,4 +265,129 @@ fn find(directions: &Loaded, name: &str, at: &str) -> Result<Arc<Named>, Steerin
         name: name.chars().take(100).collect(),
         near: did_you_mean(name, directions.iter().map(|named| named.name.as_str())),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::direction::{Direction, Provenance};
+
+    fn loaded() -> Loaded {
+        let named = |(name, block, vector): (&str, usize, [f32; 2])| {
+            let direction = Direction::new(vector.to_vec(), block, Provenance::default()).unwrap();
+            Arc::new(Named { name: name.into(), direction })
+        };
+        [("a", 0, [3.0, 4.0]), ("b", 1, [0.0, 2.0]), ("b again", 1, [0.0, 1.0])].map(named).into()
+    }
+
+    fn apply(value: Value) -> Result<Applied, String> {
+        let steering: Steering = serde_json::from_value(value).map_err(|e| e.to_string())?;
+        steering.apply(&loaded(), 3).map_err(|e| format!("{}: {e}", e.at()))
+    }
+
+    #[test]
+    fn all_ways_to_say_it() {
+        for plain in [
+            json!({}),
+            json!({"ablate": false, "add": []}),
+            json!({"ablate": []}),
+            json!({"add": "a", "scale": 0}),
+            json!({"ablate": null, "add": null, "scale": null, "read": null}),
+        ] {
+            let applied = apply(plain.clone()).unwrap();
+            assert!(applied.intervention.is_none() && applied.read.is_empty(), "{plain}");
+        }
+        let erased = |value| apply(json!({ "ablate": value })).unwrap().intervention.unwrap();
+        assert_eq!(erased(json!("a")).ablate.vectors(), [[0.6, 0.8]]);
+        assert_eq!(erased(json!(["a", "b", "a"])).ablate.vectors().len(), 2);
+        let added =
+            |value| apply(json!({ "add": value, "scale": 2 })).unwrap().intervention.unwrap().add.clone();
+        let one = |block, vector: [f32; 2], positions| {
+            vec![intervention::Addition { block, vector: vector.to_vec(), positions }]
+        };
+        assert_eq!(added(json!("a")), one(0, [6.0, 8.0], Positions::All));
+        let whole = json!({"direction": "a", "scale": -0.5, "block": 2, "positions": "prompt"});
+        assert_eq!(added(whole.clone()), one(2, [-3.0, -4.0], Positions::Prompt));
+        assert_eq!(added(json!([whole, "b"])).len(), 2);
+        let names = |value| {
+            let applied = apply(json!({ "read": value })).unwrap();
+            applied.read.iter().map(|named| named.name.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(json!(true)), ["a", "b", "b again"]);
+        assert_eq!(names(json!(["b", "b", "a"])), ["b", "a"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (steering, words) in [
+            (json!({"ablat": "a"}), "unknown field `ablat`"),
+            (json!({"ablate": 1}), "a direction's name, a list of names, true or false"),
+            (json!({"add": {"direction": "a", "blok": 1}}), "\"positions\""),
+            (json!({"ablate": "bb"}), "steering.ablate: no direction is called \"bb\""),
+            (json!({"read": ["A b"]}), "steering.read: no direction"),
+            (json!({"add": ["a", {"direction": "c"}]}), "steering.add[1]: no direction is called \"c\""),
+            (json!({"add": {"direction": "a", "block": 3}}), "block 3: the model has blocks 0 to 2"),
+            (json!({"add": "a", "scale": 1e38}), "not finite"),
+            (json!({"ablate": ["b", "b again"]}), "linear combination"),
+            (json!({"add": vec!["a"; MAX_ADDITIONS + 1]}), "65 additions"),
+        ] {
+            let error = apply(steering.clone()).unwrap_err();
+            assert!(error.contains(words), "{steering}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_names_in_use_are_known() {
+        let steering = |value| serde_json::from_value::<Steering>(value).unwrap();
+        let both = steering(json!({"ablate": ["a"], "add": [{"direction": "b"}, "c"]}));
+        assert!(["a", "b", "c"].iter().all(|name| both.names(name)) && !both.names("d"));
+        assert!(!steering(json!({"ablate": true})).names("a"));
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let word = prop::sample::select(vec![
+            "a",
+            "b",
+            "c",
+            "ablate",
+            "add",
+            "direction",
+            "scale",
+            "block",
+            "prompt",
+        ]);
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<f64>().prop_map(|x| json!(x)),
+            any::<i64>().prop_map(Value::from),
+            word.clone().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 24, 4, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec((word.clone(), inner), 0..4).prop_map(|all| Value::Object(
+                    all.into_iter().map(|(k, v)| (k.to_string(), v)).collect()
+                )),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_asked_the_outcome_is_finite_or_an_error(
+            ablate in any_json(), add in any_json(), scale in any_json(), read in any_json(),
+        ) {
+            let steering = json!({ "ablate": ablate, "add": add, "scale": scale, "read": read });
+            if let Ok(applied) = apply(steering) {
+                prop_assert!(applied.read.len() <= 3);
+                for addition in applied.intervention.iter().flat_map(|i| &i.add) {
+                    prop_assert!(addition.block < 3 && addition.vector.iter().all(|x| x.is_finite()));
+                }
+            }
+        }
+    }
 }
