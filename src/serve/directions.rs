@@ -25,7 +25,7 @@ pub enum RegistryError {
         /// The name.
         name: String,
         /// What is wrong.
-        source: DirectionError,
+        source: Box<DirectionError>,
     },
     /// A direction of a block that the model does not have.
     #[error("direction {name:?}: of block {block}, the model has blocks 0 to {last}")]
@@ -91,7 +91,7 @@ impl Registry {
         }
         let Shape { architecture, n_embd, n_block } = &self.shape;
         if let Err(source) = direction.check_model(architecture, *n_embd) {
-            return Err(RegistryError::Direction { name, source });
+            return Err(RegistryError::Direction { name, source: source.into() });
         }
         if direction.block >= *n_block {
             return Err(RegistryError::Block { name, block: direction.block, last: n_block - 1 });

@@ -230,18 +230,17 @@ impl Shared {
                 continue;
             }
             batcher.fail_all(&Failure::Model("a fault in the server".into()));
-            match Session::new(model, options.clone()) {
-                Ok(session) => batcher = Batcher::new(session),
-                Err(_) => {
-                    self.broken.store(true, Ordering::Relaxed);
-                    break;
-                }
-            }
+            let Ok(session) = Session::new(model, options.clone()) else {
+                self.broken.store(true, Ordering::Relaxed);
+                break;
+            };
+            batcher = Batcher::new(session);
         }
         let mut queue = self.lock();
-        let failure = match queue.over {
-            true => Failure::Closing,
-            false => Failure::Model("no session can be made any more".into()),
+        let failure = if queue.over {
+            Failure::Closing
+        } else {
+            Failure::Model("no session can be made any more".into())
         };
         queue.busy = 0;
         batcher.fail_all(&failure);

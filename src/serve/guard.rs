@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
@@ -19,12 +19,11 @@ const OPEN: [&str; 2] = ["/", "/health"];
 pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
     let entry = Entry::begin(request.method().as_str(), &route, app.options.logger.clone());
-    let response = match admit(&app, &route, &request) {
-        Err(refused) => refused.into_response(),
-        Ok(()) => {
-            request.extensions_mut().insert(Arc::clone(&entry));
-            next.run(request).await
-        }
+    let response = if let Err(refused) = admit(&app, &route, &request) {
+        refused.into_response()
+    } else {
+        request.extensions_mut().insert(Arc::clone(&entry));
+        next.run(request).await
     };
     entry.answer(response.status().as_u16());
     response
@@ -44,7 +43,7 @@ fn admit(app: &App, route: &str, request: &Request) -> Result<(), ApiError> {
 
 /// Compares in a time that depends on neither key.
 fn authorize(key: &str, headers: &HeaderMap) -> Result<(), ApiError> {
-    let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
+    let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
     let given = match given.split_at_checked(7) {
         Some((scheme, given)) if scheme.eq_ignore_ascii_case(b"bearer ") => given,
         _ => &[],

@@ -141,7 +141,6 @@ impl Server {
     }
 
     /// The routes as a service, for another server than [`Server::run`].
-    #[must_use]
     pub fn router(&self) -> Router {
         api::router(&self.app)
     }

@@ -44,13 +44,10 @@ pub(super) async fn run(
             () = &mut shutdown => break,
             next = next => match next { Some(next) => next, None => break },
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let Ok((stream, _)) = accepted else {
             // The client is gone already, or the process has no file left for it: both pass.
-            Err(_) => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                continue;
-            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
         };
         let io = TokioIo::new(timed(stream, timeout));
         let connection = builder.serve_connection(io, TowerToHyperService::new(router.clone()));

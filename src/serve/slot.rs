@@ -142,10 +142,7 @@ impl Slot {
     /// The next `n` of the tokens it needs, in the sequence `seq`.
     pub(super) fn item(&self, seq: usize, n: usize) -> Item<'_> {
         let prompt = self.is_in_prompt();
-        let tokens = match prompt {
-            true => &self.task.prompt[self.held..self.held + n],
-            false => self.next.as_slice(),
-        };
+        let tokens = if prompt { &self.task.prompt[self.held..self.held + n] } else { self.next.as_slice() };
         let outputs = if n == self.needs() { Outputs::Last(1) } else { Outputs::None };
         let intervention = self.task.steering.intervention.clone();
         Item { seq, start: self.held, tokens, prompt, outputs, intervention }

@@ -251,6 +251,8 @@ async fn what_is_wrong_has_its_status_its_field_and_its_code() {
             "",
         ),
         (json!({"messages": []}), 400, "messages", ""),
+        (json!({"messages": null}), 400, "messages", ""),
+        (json!({"messages": [{"content": "x"}]}), 400, "messages[0].role", ""),
         (
             json!({"messages": [{"role": "user", "content": long}]}),
             400,
@@ -295,6 +297,7 @@ async fn what_is_wrong_has_its_status_its_field_and_its_code() {
         (request("POST", path, json, asking(&json!({})).to_string() + " x"), 400),
         (request("POST", path, json, deep), 400),
         (request("POST", path, json, vec![0xff, 0xfe]), 400),
+        (request("POST", path, json, "[1]"), 400),
         (request("POST", path, Some("text/plain"), "{}"), 415),
         (request("POST", path, None, "{}"), 415),
         (request("POST", path, json, "x".repeat(40_001)), 413),

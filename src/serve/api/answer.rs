@@ -12,7 +12,7 @@ use tokio::sync::mpsc::Receiver;
 
 use super::ApiError;
 use super::request::{Settings, now, random};
-use super::types::{Answer, Choice, Delta, Logprobs, Message, Reading, Usage};
+use super::types::{Answer, Choice, Delta, Logprobs, Message, Reading, Told, Usage};
 use crate::chat::Named;
 use crate::runtime::{Finish, Model};
 use crate::serve::App;
@@ -106,7 +106,7 @@ impl Answering {
             Route::Chat => "chat.completion",
             Route::Completions => "text_completion",
         };
-        let usage = Some(Some(self.usage()));
+        let usage = Some(Told(Some(self.usage())));
         Ok(Json(self.answer(object, choices, usage)).into_response())
     }
 
@@ -135,7 +135,7 @@ impl Answering {
         Usage { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
     }
 
-    fn answer(&self, object: &'static str, choices: Vec<Choice>, usage: Option<Option<Usage>>) -> Answer<'_> {
+    fn answer(&self, object: &'static str, choices: Vec<Choice>, usage: Option<Told>) -> Answer<'_> {
         Answer { id: &self.id, object, created: self.created, model: &self.name, choices, usage }
     }
 
@@ -169,7 +169,7 @@ impl Answering {
             Route::Chat => "chat.completion.chunk",
             Route::Completions => "text_completion",
         };
-        let usage = self.include_usage.then_some(usage);
+        let usage = self.include_usage.then_some(Told(usage));
         serde_json::to_string(&self.answer(object, choices, usage)).expect("its maps have strings for keys")
     }
 

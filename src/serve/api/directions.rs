@@ -28,6 +28,14 @@ pub struct Listed {
     n_embd: usize,
     norm: f64,
     made_for: Option<String>,
+    /// What the means of the two prompt sets read, where the file says so.
+    readings: Option<Means>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Means {
+    harmless: f64,
+    harmful: f64,
 }
 
 impl Listed {
@@ -41,6 +49,7 @@ impl Listed {
             n_embd: direction.vector.len(),
             norm: direction.norm(),
             made_for: direction.meta.architecture.clone(),
+            readings: direction.meta.readings.map(|(harmless, harmful)| Means { harmless, harmful }),
         }
     }
 }

@@ -72,14 +72,18 @@ pub async fn read_json(app: &App, headers: &HeaderMap, body: Body) -> Result<Vec
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = error.path().to_string();
         let words = error.inner().to_string();
-        match error.inner().classify() {
-            serde_json::error::Category::Data if path != "." => {
-                ApiError::bad(format!("{path}: {words}")).at(path)
-            }
-            serde_json::error::Category::Data => ApiError::bad(words),
-            _ => ApiError::bad(format!("malformed JSON: {words}")),
+        if error.inner().classify() != serde_json::error::Category::Data {
+            return ApiError::bad(format!("malformed JSON: {words}"));
+        }
+        let path = Some(error.path().to_string()).filter(|path| path != ".");
+        let missing = words.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+        let said = path.as_ref().map_or(words.clone(), |path| format!("{path}: {words}"));
+        match (path, missing) {
+            (Some(path), Some(field)) => ApiError::bad(said).at(format!("{path}.{field}")),
+            (Some(path), None) => ApiError::bad(said).at(path),
+            (None, Some(field)) => ApiError::bad(said).at(field),
+            (None, None) => ApiError::bad(said),
         }
     })?;
     json.end().map_err(|error| ApiError::bad(format!("malformed JSON: {error}")))?;

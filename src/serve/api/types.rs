@@ -19,8 +19,12 @@ pub struct Answer<'a> {
     pub choices: Vec<Choice>,
     /// Of chunks, null in all but the last where it is wanted at all.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Option<Usage>>,
+    pub usage: Option<Told>,
 }
+
+/// The tokens of a request, or null where they are not known yet.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Told(pub Option<Usage>);
 
 /// Tokens of a request.
 #[derive(Debug, Clone, Copy, Serialize)]
