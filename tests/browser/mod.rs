@@ -57,13 +57,11 @@ impl Browser {
     /// Where there is none and nothing says so.
     pub fn start() -> Option<Self> {
         if std::env::var("GGSTEER_NO_BROWSER").is_ok_and(|value| value == "1") {
-            eprintln!(
-                "SKIPPED: GGSTEER_NO_BROWSER=1 is set, so the page of a report was not opened in a browser"
-            );
+            eprintln!("SKIPPED: GGSTEER_NO_BROWSER=1 is set, so no page was opened in a browser");
             return None;
         }
         let program = program().expect(
-            "no Chromium to open a report in: install one (Debian: apt-get install chromium; or run scripts/setup.sh test), \
+            "no Chromium to open a page in: install one (Debian: apt-get install chromium; or run scripts/setup.sh test), \
              say where it is with CHROMIUM=/path, or leave this test out with GGSTEER_NO_BROWSER=1",
         );
         let profile = tempfile::tempdir().unwrap();
@@ -160,8 +158,13 @@ impl Browser {
 
     /// Opens a file of this machine and waits until it is loaded.
     pub fn open(&mut self, file: &Path) {
+        self.visit(&format!("file://{}", file.display()));
+    }
+
+    /// Opens an address and waits until it is loaded.
+    pub fn visit(&mut self, url: &str) {
         let from = self.events.len();
-        self.call("Page.navigate", &json!({"url": format!("file://{}", file.display())}));
+        self.call("Page.navigate", &json!({"url": url}));
         self.wait(from, "the page", |event| event["method"] == "Page.loadEventFired");
     }
 
