@@ -82,6 +82,7 @@ pub mod report;
 pub mod rewrite;
 pub mod runtime;
 pub mod select;
+pub mod serve;
 
 /// SHA-256, in hex, of parts told apart by their lengths.
 pub(crate) fn digest(parts: impl IntoIterator<Item = Vec<u8>>) -> String {

@@ -1,0 +1,245 @@
+//! Steering as a request asks for it, and as the model applies it.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::directions::Loaded;
+use crate::chat::Named;
+use crate::intervention::{self, Basis, Intervention, Positions};
+use crate::near::did_you_mean;
+
+/// Directions added by one request; more are a mistake.
+const MAX_ADDITIONS: usize = 64;
+
+/// The `steering` of a request. An empty one is plain.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Steering {
+    /// Erased after every write to the stream: their span.
+    #[serde(default)]
+    pub ablate: Option<Which>,
+    /// Added at the output of their blocks, after the ablation there.
+    #[serde(default)]
+    pub add: Option<Add>,
+    /// Multiplies every addition.
+    #[serde(default)]
+    pub scale: Option<f32>,
+    /// Read at every token that is generated.
+    #[serde(default)]
+    pub read: Option<Which>,
+}
+
+/// Directions by their names, all of them, or none.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged, expecting = "expected a direction's name, a list of names, true or false")]
+pub enum Which {
+    /// All there are, or none.
+    All(bool),
+    /// One.
+    One(String),
+    /// Several.
+    Several(Vec<String>),
+}
+
+/// What is added.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected a direction's name, {\"direction\", \"scale\", \"block\", \"positions\"}, or a list of these"
+)]
+pub enum Add {
+    /// One.
+    One(Term),
+    /// Several.
+    Several(Vec<Term>),
+}
+
+/// One addition.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum Term {
+    /// The raw direction, once, at its own block and at all positions.
+    Name(String),
+    /// The raw direction in another way.
+    Whole(Whole),
+}
+
+/// One addition, spelled out.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Whole {
+    /// Its name.
+    pub direction: String,
+    /// How much of the raw direction.
+    #[serde(default = "one")]
+    pub scale: f32,
+    /// 0-based block at whose output it is added, in place of its own.
+    #[serde(default)]
+    pub block: Option<usize>,
+    /// Where in the sequence.
+    #[serde(default)]
+    pub positions: At,
+}
+
+/// As [`Positions`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum At {
+    /// Everywhere.
+    #[default]
+    All,
+    /// At the prompt's tokens.
+    Prompt,
+}
+
+fn one() -> f32 {
+    1.0
+}
+
+/// Steering that cannot be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum SteeringError {
+    /// A name that no direction has.
+    #[error("no direction is called {name:?}{near}; GET /v1/directions lists those there are")]
+    Unknown {
+        /// The field that names it.
+        at: String,
+        /// The name.
+        name: String,
+        /// A name that comes near.
+        near: String,
+    },
+    /// A block that the model does not have.
+    #[error("block {block}: the model has blocks 0 to {last}")]
+    Block {
+        /// The field.
+        at: String,
+        /// The block asked for.
+        block: usize,
+        /// The model's last block.
+        last: usize,
+    },
+    /// More additions than anybody needs.
+    #[error("{found} additions; {MAX_ADDITIONS} are allowed")]
+    Many {
+        /// How many.
+        found: usize,
+    },
+    /// Directions that cannot be erased together, or a sum that is not finite.
+    #[error("{source}")]
+    Intervention {
+        /// The field.
+        at: &'static str,
+        /// What is wrong.
+        source: intervention::Error,
+    },
+}
+
+impl SteeringError {
+    /// The field of the request that is to blame.
+    #[must_use]
+    pub fn at(&self) -> &str {
+        match self {
+            Self::Unknown { at, .. } | Self::Block { at, .. } => at,
+            Self::Many { .. } => "steering.add",
+            Self::Intervention { at, .. } => at,
+        }
+    }
+}
+
+/// What is done to a sequence, and what is read off it.
+#[derive(Debug, Default)]
+pub(super) struct Applied {
+    pub intervention: Option<Arc<Intervention>>,
+    pub read: Vec<Arc<Named>>,
+}
+
+impl Steering {
+    /// What it means with these directions on a model of `n_block` blocks.
+    pub(super) fn apply(&self, directions: &Loaded, n_block: usize) -> Result<Applied, SteeringError> {
+        let mut intervention = Intervention::default();
+        let erased =
+            self.ablate.as_ref().map_or(Ok(Vec::new()), |w| w.find(directions, "steering.ablate"))?;
+        let vectors: Vec<&[f32]> = erased.iter().map(|n| n.direction.vector.as_slice()).collect();
+        let at = "steering.ablate";
+        intervention.ablate =
+            Basis::new(&vectors).map_err(|source| SteeringError::Intervention { at, source })?;
+        let terms = self.add.as_ref().map_or(&[][..], Add::terms);
+        if terms.len() > MAX_ADDITIONS {
+            return Err(SteeringError::Many { found: terms.len() });
+        }
+        for (i, term) in terms.iter().enumerate() {
+            let at = match &self.add {
+                Some(Add::Several(_)) => format!("steering.add[{i}]"),
+                _ => "steering.add".into(),
+            };
+            let (name, scale, block, positions) = match term {
+                Term::Name(name) => (name, 1.0, None, Positions::All),
+                Term::Whole(whole) => (&whole.direction, whole.scale, whole.block, whole.positions.into()),
+            };
+            let named = find(directions, name, &at)?;
+            let block = block.unwrap_or(named.direction.block);
+            if block >= n_block {
+                return Err(SteeringError::Block { at, block, last: n_block - 1 });
+            }
+            let scale = scale * self.scale.unwrap_or(1.0);
+            if scale != 0.0 {
+                let added = Intervention::add(block, &named.direction.vector, scale, positions);
+                let at = "steering.add";
+                let added = added.map_err(|source| SteeringError::Intervention { at, source })?;
+                intervention.add.extend(added.add);
+            }
+        }
+        let read = self.read.as_ref().map_or(Ok(Vec::new()), |w| w.find(directions, "steering.read"))?;
+        let intervention = (intervention != Intervention::default()).then(|| Arc::new(intervention));
+        Ok(Applied { intervention, read })
+    }
+}
+
+impl Which {
+    /// Those it names, each once.
+    fn find(&self, directions: &Loaded, at: &str) -> Result<Vec<Arc<Named>>, SteeringError> {
+        let names = match self {
+            Self::All(all) => {
+                return Ok(directions.iter().filter(|_| *all).cloned().collect());
+            }
+            Self::One(name) => std::slice::from_ref(name),
+            Self::Several(names) => names,
+        };
+        let mut found: Vec<Arc<Named>> = Vec::new();
+        for name in names {
+            let named = find(directions, name, at)?;
+            if !found.iter().any(|other| Arc::ptr_eq(other, &named)) {
+                found.push(named);
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Add {
+    fn terms(&self) -> &[Term] {
+        match self {
+            Self::One(term) => std::slice::from_ref(term),
+            Self::Several(terms) => terms,
+        }
+    }
+}
+
+impl From<At> for Positions {
+    fn from(at: At) -> Self {
+        match at {
+            At::All => Self::All,
+            At::Prompt => Self::Prompt,
+        }
+    }
+}
+
+fn find(directions: &Loaded, name: &str, at: &str) -> Result<Arc<Named>, SteeringError> {
+    directions.iter().find(|named| named.name == name).cloned().ok_or_else(|| SteeringError::Unknown {
+        at: at.into(),
+        name: name.chars().take(100).collect(),
+        near: did_you_mean(name, directions.iter().map(|named| named.name.as_str())),
+    })
+}
