@@ -11,7 +11,7 @@
   };
   const tell = (words) => { one("#told").textContent = words; };
   const trouble = (words) => { one("#trouble").textContent = words; one("#trouble").hidden = !words; };
-  const figure = (x) => (Object.is(x, -0) || x < 0 ? "\u2212" : "+") + Math.abs(x).toFixed(2);
+  const figure = (x) => (x < 0 ? "\u2212" : x ? "+" : "") + Math.abs(x).toFixed(2);
   let key = "";
   let model = "";
   let directions = [];

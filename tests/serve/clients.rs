@@ -50,7 +50,7 @@ fn sixteen_clients_at_once_get_what_each_gets_alone() {
         let text = std::fs::read_to_string(samples().join(format!("prompts/{name}.txt"))).unwrap();
         text.lines().take(n).map(str::to_owned).collect()
     };
-    let prompts = [lines("restricted-test", 8), lines("ordinary-test", 8)].concat();
+    let prompts = [lines("restricted-test", 30), lines("ordinary-test", 30)].concat();
     let half = json!({"direction": "refusal", "scale": 0.5});
     let input = json!({
         "url": server.url(),

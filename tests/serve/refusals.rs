@@ -30,40 +30,55 @@ fn refused(server: &Server, path: &str, body: &[u8], status: u16, field: &str, w
     error
 }
 
+/// A small request with other fields.
+fn with(mut body: Json, more: &Json) -> String {
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body.to_string()
+}
+
+fn chat(more: &Json) -> String {
+    with(json!({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}), more)
+}
+
+fn text(more: &Json) -> String {
+    with(json!({"prompt": "hello", "max_tokens": 2}), more)
+}
+
 #[test]
 fn what_is_wrong_is_named_and_the_server_goes_on() {
     let server = Server::sample("--max-tokens 200 --max-body 100000");
-    let chat = |more: Json| {
-        let mut body = json!({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2});
-        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        body.to_string()
-    };
-    let text = |more: Json| {
-        let mut body = json!({"prompt": "hello", "max_tokens": 2});
-        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        body.to_string()
-    };
+    no_json(&server);
+    wrong_chats(&server);
+    wrong_prompts(&server);
+    wrong_routes(&server);
+    wrong_directions(&server);
+    let answer = server.chat(RESTRICTED, &json!({"steering": {}}));
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+    server.stop();
+}
 
-    // No JSON, or not what it should hold.
+/// No JSON, or not what it should hold.
+fn no_json(server: &Server) {
     for body in
         ["", "{", "nothing", "{\"messages\": [}", "\u{feff}{}", "{\"messages\":[]}{", "[]", "3", "null"]
     {
         for path in [CHAT, TEXT] {
-            refused(&server, path, body.as_bytes(), 400, "", &[]);
+            refused(server, path, body.as_bytes(), 400, "", &[]);
         }
     }
-    refused(&server, CHAT, b"{\"messages\": \"\xff\xfe\"}", 400, "", &[]);
-    refused(&server, CHAT, "[".repeat(90_000).as_bytes(), 400, "", &[]);
+    refused(server, CHAT, b"{\"messages\": \"\xff\xfe\"}", 400, "", &[]);
+    refused(server, CHAT, "[".repeat(90_000).as_bytes(), 400, "", &[]);
     refused(
-        &server,
+        server,
         CHAT,
         format!("{}1{}", "{\"a\":".repeat(9_000), "}".repeat(9_000)).as_bytes(),
         400,
         "",
         &[],
     );
+}
 
-    let long = "dust ".repeat(2_000);
+fn wrong_chats(server: &Server) {
     for (more, field, words) in [
         (json!({"messages": 3}), "messages", &["messages"][..]),
         (json!({"messages": []}), "messages", &["messages"]),
@@ -102,7 +117,7 @@ fn what_is_wrong_is_named_and_the_server_goes_on() {
         (json!({"steering": {"add": {"direction": "refusal", "block": 99}}}), "", &["99"]),
         (json!({"steering": {"ablate": ["refusal", "refusal"]}}), "", &["refusal"]),
     ] {
-        let error = refused(&server, CHAT, chat(more).as_bytes(), 400, field, words);
+        let error = refused(server, CHAT, chat(&more).as_bytes(), 400, field, words);
         assert!(error["code"].is_null() || error["code"].is_string(), "{error}");
     }
     for more in [
@@ -111,10 +126,13 @@ fn what_is_wrong_is_named_and_the_server_goes_on() {
         json!({"read": "refusl"}),
         json!({"ablate": ["other", "refusl"]}),
     ] {
-        let body = chat(json!({"steering": more}));
-        let error = refused(&server, CHAT, body.as_bytes(), 400, "", &["refusl", "refusal"]);
+        let body = chat(&json!({"steering": more}));
+        let error = refused(server, CHAT, body.as_bytes(), 400, "", &["refusl", "refusal"]);
         assert_eq!(error["code"], "direction_not_found");
     }
+}
+
+fn wrong_prompts(server: &Server) {
     for (more, field, words) in [
         (json!({"prompt": {"a": 1}}), "prompt", &["prompt"][..]),
         (json!({"prompt": []}), "prompt", &["prompt"]),
@@ -126,22 +144,25 @@ fn what_is_wrong_is_named_and_the_server_goes_on() {
         (json!({"logprobs": 21}), "logprobs", &["20"]),
         (json!({"suffix": "a"}), "suffix", &["suffix"]),
     ] {
-        refused(&server, TEXT, text(more).as_bytes(), 400, field, words);
+        refused(server, TEXT, text(&more).as_bytes(), 400, field, words);
     }
+    let long = "dust ".repeat(2_000);
     for (path, body) in [
-        (CHAT, chat(json!({"messages": [{"role": "user", "content": long}]}))),
-        (TEXT, text(json!({"prompt": long}))),
-        (TEXT, text(json!({"prompt": vec![65; 600]}))),
+        (CHAT, chat(&json!({"messages": [{"role": "user", "content": long}]}))),
+        (TEXT, text(&json!({"prompt": long}))),
+        (TEXT, text(&json!({"prompt": vec![65; 600]}))),
     ] {
-        let error = refused(&server, path, body.as_bytes(), 400, "", &["512"]);
+        let error = refused(server, path, body.as_bytes(), 400, "", &["512"]);
         assert_eq!(error["code"], "context_length_exceeded");
     }
-    for (path, body) in [(CHAT, chat(json!({"model": "gpt-9"}))), (TEXT, text(json!({"model": "gpt-9"})))] {
-        let error = refused(&server, path, body.as_bytes(), 404, "model", &["gpt-9", "lorekeeper-7m-f16"]);
+    for (path, body) in [(CHAT, chat(&json!({"model": "gpt-9"}))), (TEXT, text(&json!({"model": "gpt-9"})))] {
+        let error = refused(server, path, body.as_bytes(), 404, "model", &["gpt-9", "lorekeeper-7m-f16"]);
         assert_eq!(error["code"], "model_not_found");
     }
+}
 
-    // Before any route reads a body.
+/// Before any route reads a body.
+fn wrong_routes(server: &Server) {
     let long_path = format!("/{}", "a".repeat(3_000));
     for (method, path, headers, body, status) in [
         ("GET", CHAT, "", &b""[..], 405),
@@ -157,13 +178,23 @@ fn what_is_wrong_is_named_and_the_server_goes_on() {
         ("POST", CHAT, "", b"{}", 415),
         ("PUT", "/v1/directions/new", "Content-Type: application/octet-stream\r\n", b"GGUF", 400),
         ("PUT", "/v1/directions/new", "Content-Type: application/octet-stream\r\n", b"", 400),
-        ("POST", CHAT, JSON, &[b' '; 100_001], 413),
-        ("PUT", "/v1/directions/new", "Content-Type: application/octet-stream\r\n", &[b'G'; 100_001], 413),
+        ("POST", CHAT, JSON, &vec![b' '; 100_001], 413),
+        (
+            "PUT",
+            "/v1/directions/new",
+            "Content-Type: application/octet-stream\r\n",
+            &vec![b'G'; 100_001],
+            413,
+        ),
     ] {
         let reply = server.ask(method, path, headers, body);
         assert_eq!(reply.status, status, "{method} {path} {headers}: {}", reply.text());
         println!("{status} {method} {} {}", &path[..path.len().min(30)], reply.error());
     }
+}
+
+/// Names and files.
+fn wrong_directions(server: &Server) {
     let big = std::fs::read(made().join("refusal.gguf")).unwrap();
     for name in ["a/b", "..", "%2e%2e%2fb", "a%00b", "%ff", "a%0ab", &"n".repeat(300)] {
         let reply = server.ask(
@@ -180,10 +211,6 @@ fn what_is_wrong_is_named_and_the_server_goes_on() {
     assert_eq!(reply.status, 400, "a direction of another model: {}", reply.text());
     assert!(reply.error()["message"].as_str().unwrap().contains("256"), "{}", reply.text());
     assert_eq!(server.get("/v1/directions").json()["data"].as_array().unwrap().len(), 2);
-
-    let answer = server.chat(RESTRICTED, &json!({"steering": {}}));
-    assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
-    server.stop();
 }
 
 #[test]
@@ -274,7 +301,7 @@ fn a_key_opens_everything_but_the_page_and_the_health() {
             .filter(|line| line.starts_with("error: "))
             .count();
         assert_eq!(quiet, 1, "{}", String::from_utf8_lossy(&output.stderr));
-        let stderr = [output.stderr.split_inclusive(|b| *b == b'\n').last().unwrap()].concat();
+        let stderr = [output.stderr.split_inclusive(|b| *b == b'\n').next_back().unwrap()].concat();
         refusal(&Output { stderr, ..output }, words);
     };
     let [model, file] = [sample(), direction("refusal")];
@@ -294,7 +321,8 @@ fn http_that_is_none_is_answered_or_closed() {
     let server = Server::sample("--max-body 100000");
     let long = format!("X-Long: {}\r\n", "a".repeat(600_000));
     let many = (0..500).map(|i| format!("X-{i}: a\r\n")).collect::<String>();
-    let body = "{}".as_bytes();
+    let expects = server.ask("POST", CHAT, &format!("{JSON}Expect: 100-continue\r\n"), b"{}");
+    assert!([100, 400].contains(&expects.status), "{}", expects.head);
     for (bytes, allowed) in [
         (b"\r\n\r\n\r\n".to_vec(), &[0, 400][..]),
         (b"GET\r\n\r\n".to_vec(), &[400]),
@@ -308,7 +336,6 @@ fn http_that_is_none_is_answered_or_closed() {
         (b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: -3\r\n\r\n".to_vec(), &[400]),
         (b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}".to_vec(), &[400]),
         (b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n{}".to_vec(), &[400]),
-        (request("POST", CHAT, &format!("{JSON}Expect: 100-continue\r\n"), body), &[100, 400]),
     ] {
         let reply = server.raw(&bytes, Then::End);
         let status = reply.map_or(0, |reply| reply.status);

@@ -307,13 +307,17 @@ fn whole(mut chunks: &[u8]) -> Vec<u8> {
 }
 
 /// An answer that comes as events.
-pub struct Stream(BufReader<TcpStream>);
+pub struct Stream {
+    connection: BufReader<TcpStream>,
+    /// The text so far.
+    heard: String,
+}
 
 impl Stream {
     pub fn open(port: u16, request: &[u8]) -> Self {
         let mut stream = connect(port);
         stream.write_all(request).unwrap();
-        Self(BufReader::new(stream))
+        Self { connection: BufReader::new(stream), heard: String::new() }
     }
 
     /// The next event; `None` after the last.
@@ -325,7 +329,7 @@ impl Stream {
     fn read(&mut self) -> Result<Option<Json>, Broken> {
         loop {
             let mut line = String::new();
-            match self.0.read_line(&mut line) {
+            match self.connection.read_line(&mut line) {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => panic!("the server hangs"),
                 Err(_) | Ok(0) => return Err(Broken),
                 Ok(_) => {}
@@ -333,7 +337,11 @@ impl Stream {
             assert!(!line.starts_with("HTTP/1.1 ") || line.contains(" 200 "), "{line}");
             match line.trim().strip_prefix("data: ") {
                 Some("[DONE]") => return Ok(None),
-                Some(event) => return Ok(Some(serde_json::from_str(event).unwrap())),
+                Some(event) => {
+                    let event: Json = serde_json::from_str(event).unwrap();
+                    self.heard += event["choices"][0]["delta"]["content"].as_str().unwrap_or("");
+                    return Ok(Some(event));
+                }
                 None => {}
             }
         }
@@ -341,23 +349,20 @@ impl Stream {
 
     /// Reads on until the first text is there.
     pub fn begun(mut self) -> Self {
-        while self.next().expect("text before the end")["choices"][0]["delta"]["content"]
-            .as_str()
-            .unwrap_or("")
-            == ""
-        {}
+        while self.heard.is_empty() {
+            self.next().expect("text before the end");
+        }
         self
     }
 
-    /// All the text that is left, and why it ended; an error in the stream is a panic.
+    /// All the text, read to its end, and why it ended; an error in the stream is a panic.
     pub fn rest(mut self) -> (String, String) {
-        let (mut text, mut finish) = (String::new(), String::new());
+        let mut finish = String::new();
         while let Some(event) = self.next() {
             assert!(event["error"].is_null(), "{event}");
-            text += event["choices"][0]["delta"]["content"].as_str().unwrap_or("");
             finish += event["choices"][0]["finish_reason"].as_str().unwrap_or("");
         }
-        (text, finish)
+        (self.heard, finish)
     }
 
     /// Why it ended; `None` where it was broken off.
