@@ -28,9 +28,10 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::HeaderValue;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use crate::chat::Named;
-use crate::runtime::{self, Model, SessionOptions};
+use crate::runtime::{self, Model, SessionOptions, Token};
 
 pub use directions::{MAX_DIRECTIONS, RegistryError};
 pub use engine::{Slots, Stats, Tokens, Waiting};
@@ -40,6 +41,9 @@ pub use steering::{Add, At, Steering, SteeringError, Term, Which, Whole};
 
 use directions::{Registry, Shape};
 use engine::Engine;
+
+/// Requests that are templated and tokenized at once.
+const PREPARING: usize = 2;
 
 /// How to serve.
 #[derive(Clone)]
@@ -92,6 +96,10 @@ struct App {
     engine: Engine,
     directions: Registry,
     options: Options,
+    /// Permits to template and tokenize.
+    preparing: Arc<Semaphore>,
+    /// Bytes of the longest text that can fit the context.
+    longest_text: usize,
     /// Seconds since 1970.
     started: u64,
 }
@@ -118,8 +126,17 @@ impl Server {
         options.steering.apply(&directions.loaded(), model.n_block())?;
         let model = Arc::new(model);
         let engine = Engine::start(Arc::clone(&model), session, options.limits.queue)?;
-        let started = api::now();
-        Ok(Self { app: Arc::new(App { model, engine, directions, options, started }) })
+        let longest_token = (0..model.n_vocab()).map(|id| model.piece(Token(id as i32)).len()).max();
+        let app = App {
+            longest_text: engine.room().saturating_mul(longest_token.unwrap_or(1)),
+            preparing: Arc::new(Semaphore::new(PREPARING)),
+            started: api::now(),
+            model,
+            engine,
+            directions,
+            options,
+        };
+        Ok(Self { app: Arc::new(app) })
     }
 
     /// The routes as a service, for another server than [`Server::run`].

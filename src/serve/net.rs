@@ -17,6 +17,9 @@ use tokio_io_timeout::TimeoutStream;
 
 use super::App;
 
+/// Time for the last words of what is cut off.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// Serves until `shutdown` comes and the requests of then have ended, or their time is over.
 pub(super) async fn run(
     app: &Arc<App>,
@@ -60,10 +63,15 @@ pub(super) async fn run(
     }
     drop(listener);
     app.engine.close();
-    let ended = tokio::time::timeout(timeout, graceful.shutdown()).await;
+    let mut ended = pin!(graceful.shutdown());
+    let in_time = tokio::time::timeout(timeout, &mut ended).await.is_ok();
     let app = Arc::clone(app);
-    let stopped = tokio::task::spawn_blocking(move || app.engine.stop()).await;
-    drop((ended, stopped));
+    // A panic in it has been told of on stderr.
+    let _ = tokio::task::spawn_blocking(move || app.engine.stop()).await;
+    if !in_time {
+        // Those that were cut off are told so.
+        let _ = tokio::time::timeout(FAREWELL, ended).await;
+    }
     Ok(())
 }
 

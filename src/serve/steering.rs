@@ -101,7 +101,7 @@ fn one() -> f32 {
 #[derive(Debug, thiserror::Error)]
 pub enum SteeringError {
     /// A name that no direction has.
-    #[error("no direction is called {name:?}{near}; GET /v1/directions lists those there are")]
+    #[error("{at}: no direction is called {name:?}{near}; GET /v1/directions lists those there are")]
     Unknown {
         /// The field that names it.
         at: String,
@@ -111,7 +111,7 @@ pub enum SteeringError {
         near: String,
     },
     /// A block that the model does not have.
-    #[error("block {block}: the model has blocks 0 to {last}")]
+    #[error("{at}: block {block}: the model has blocks 0 to {last}")]
     Block {
         /// The field.
         at: String,
@@ -127,7 +127,7 @@ pub enum SteeringError {
         found: usize,
     },
     /// Directions that cannot be erased together, or a sum that is not finite.
-    #[error("{source}")]
+    #[error("{at}: {source}")]
     Intervention {
         /// The field.
         at: &'static str,
@@ -194,6 +194,21 @@ impl Steering {
         let read = self.read.as_ref().map_or(Ok(Vec::new()), |w| w.find(directions, "steering.read"))?;
         let intervention = (intervention != Intervention::default()).then(|| Arc::new(intervention));
         Ok(Applied { intervention, read })
+    }
+}
+
+impl Steering {
+    /// Whether it names this direction.
+    pub(super) fn names(&self, name: &str) -> bool {
+        let among = |which: &Which| match which {
+            Which::All(_) => false,
+            Which::One(one) => one == name,
+            Which::Several(names) => names.iter().any(|one| one == name),
+        };
+        let added = self.add.as_ref().map_or(&[][..], Add::terms).iter().any(|term| match term {
+            Term::Name(one) | Term::Whole(Whole { direction: one, .. }) => one == name,
+        });
+        added || [&self.ablate, &self.read].into_iter().flatten().any(among)
     }
 }
 

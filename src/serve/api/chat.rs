@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::ApiError;
 use super::answer::{Answering, Route};
-use super::request::{Common, parse, read_json, top};
+use super::request::{Common, check_length, parse, read_json, top};
 use crate::runtime::Error;
 use crate::runtime::template::{Message, Role};
 use crate::serve::App;
@@ -108,7 +108,9 @@ pub async fn complete(
             (false, _) => return Err(ApiError::bad("top_logprobs: needs logprobs").at("top_logprobs")),
             (true, n) => Some(top("top_logprobs", n)?),
         };
-        let prompt = inner.model.chat(&request.messages()?).map_err(|error| match error {
+        let messages = request.messages()?;
+        check_length(&inner, "messages", messages.iter().map(|message| message.content.as_str()))?;
+        let prompt = inner.model.chat(&messages).map_err(|error| match error {
             Error::NoTemplate(_) => ApiError::bad(
                 "the model has no chat template: start the server with --chat-template NAME or FILE, or use \
                  /v1/completions",
@@ -127,7 +129,7 @@ pub async fn complete(
             events,
         ))
     };
-    let (answering, stream, tasks, events) = super::blocking(prepare).await?;
+    let (answering, stream, tasks, events) = super::blocking(&app, prepare).await?;
     app.engine.submit(tasks)?;
     if stream { Ok(answering.stream(events)) } else { answering.whole(events).await }
 }

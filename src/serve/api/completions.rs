@@ -10,8 +10,8 @@ use serde::Deserialize;
 
 use super::ApiError;
 use super::answer::{Answering, Route};
-use super::request::{Common, parse, read_json, top};
-use crate::runtime::{Model, Token};
+use super::request::{Common, check_length, parse, read_json, top};
+use crate::runtime::Token;
 use crate::serve::App;
 use crate::serve::log::Entry;
 
@@ -35,7 +35,12 @@ enum Prompt {
 
 impl Prompt {
     /// Its tokens; of texts, with those that the model wants at its ends.
-    fn tokens(self, model: &Model) -> Result<Vec<Vec<Token>>, ApiError> {
+    fn tokens(self, app: &App) -> Result<Vec<Vec<Token>>, ApiError> {
+        let model = &app.model;
+        let text = |text: &str| {
+            check_length(app, "prompt", [text])?;
+            Ok(model.tokenize_text(text))
+        };
         let ids = |ids: Vec<i64>| -> Result<Vec<Token>, ApiError> {
             let n_vocab = model.n_vocab();
             let id = |id: i64| match usize::try_from(id) {
@@ -46,10 +51,10 @@ impl Prompt {
             ids.into_iter().map(id).collect()
         };
         match self {
-            Self::Text(text) => Ok(vec![model.tokenize_text(&text)]),
+            Self::Text(one) => Ok(vec![text(&one)?]),
             // An empty list is one of either.
             Self::Texts(texts) if texts.is_empty() => Err(ApiError::bad("prompt: empty").at("prompt")),
-            Self::Texts(texts) => Ok(texts.iter().map(|text| model.tokenize_text(text)).collect()),
+            Self::Texts(texts) => texts.iter().map(|one| text(one)).collect(),
             Self::Tokens(tokens) => Ok(vec![ids(tokens)?]),
             Self::Several(prompts) => prompts.into_iter().map(ids).collect(),
         }
@@ -68,14 +73,14 @@ pub async fn complete(
         let request: Request = parse(&bytes)?;
         let settings = parse::<Common>(&bytes)?.check(&inner)?;
         let logprobs = request.logprobs.map(|n| top("logprobs", n)).transpose()?;
-        let prompts = request.prompt.tokens(&inner.model)?;
+        let prompts = request.prompt.tokens(&inner)?;
         let n_prompt_tokens = prompts.iter().map(Vec::len).sum();
         let n = prompts.len() * settings.n;
         let (tasks, events) = settings.tasks(&inner, prompts, "prompt", logprobs)?;
         let answering = Answering::new(&inner, Route::Completions, &settings, n, n_prompt_tokens, log);
         Ok((answering, settings.stream, tasks, events))
     };
-    let (answering, stream, tasks, events) = super::blocking(prepare).await?;
+    let (answering, stream, tasks, events) = super::blocking(&app, prepare).await?;
     app.engine.submit(tasks)?;
     if stream { Ok(answering.stream(events)) } else { answering.whole(events).await }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -55,7 +56,11 @@ pub async fn list(State(app): State<Arc<App>>) -> Json<List<Listed>> {
     Json(List { object: "list", data })
 }
 
-pub async fn get(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Listed>, ApiError> {
+pub async fn get(
+    State(app): State<Arc<App>>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<Listed>, ApiError> {
+    let Path(name) = name?;
     let loaded = app.directions.loaded();
     let named = loaded.iter().find(|named| named.name == name).ok_or_else(|| unknown(&name))?;
     Ok(Json(Listed::new(named)))
@@ -63,13 +68,15 @@ pub async fn get(State(app): State<Arc<App>>, Path(name): Path<String>) -> Resul
 
 pub async fn put(
     State(app): State<Arc<App>>,
-    Path(name): Path<String>,
-    Query(Chosen { block }): Query<Chosen>,
+    name: Result<Path<String>, PathRejection>,
+    chosen: Result<Query<Chosen>, QueryRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<Listed>), ApiError> {
+    let (Path(name), Query(Chosen { block })) = (name?, chosen?);
     let bytes = read_body(&app, &headers, body).await?;
-    blocking(move || {
+    let shared = Arc::clone(&app);
+    blocking(&shared, move || {
         let direction = Direction::read(&name, &bytes, block)
             .map_err(|error| ApiError::bad(error.to_string()).code("invalid_direction"))?;
         let listed = Listed::new(&Named { name: name.clone(), direction: direction.clone() });
@@ -79,7 +86,16 @@ pub async fn put(
     .await
 }
 
-pub async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+pub async fn delete(
+    State(app): State<Arc<App>>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, ApiError> {
+    let Path(name) = name?;
+    if app.options.steering.names(&name) {
+        let words =
+            format!("{name:?} steers the requests that bring no steering; replace it with PUT instead");
+        return Err(ApiError::new(StatusCode::CONFLICT, words).code("direction_in_use"));
+    }
     if app.directions.remove(&name) { Ok(StatusCode::NO_CONTENT) } else { Err(unknown(&name)) }
 }
 

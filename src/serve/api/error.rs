@@ -1,6 +1,7 @@
 //! Errors as OpenAI's clients read them.
 
 use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -158,5 +159,17 @@ impl From<Failure> for ApiError {
             Failure::Model(words) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, words).code("model_failed"),
             Failure::Closing => Self::closing(),
         }
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(rejection: PathRejection) -> Self {
+        Self::bad(rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for ApiError {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::bad(rejection.body_text())
     }
 }

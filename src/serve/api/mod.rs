@@ -64,10 +64,16 @@ async fn page() -> Response {
     (headers, html.as_str()).into_response()
 }
 
-/// Runs what may take long beside the threads that serve.
+/// Runs what may take long beside the threads that serve, and not on all processors at once.
 async fn blocking<T: Send + 'static>(
+    app: &App,
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
+    let permit = Arc::clone(&app.preparing).acquire_owned().await.map_err(|_| ApiError::fault())?;
+    let work = move || {
+        let _permit = permit;
+        work()
+    };
     tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::fault())?
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde::Serialize;
 
@@ -39,7 +40,11 @@ pub async fn list(State(app): State<Arc<App>>) -> Json<List<Model>> {
     Json(List { object: "list", data: vec![model(&app)] })
 }
 
-pub async fn get(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
+pub async fn get(
+    State(app): State<Arc<App>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Model>, ApiError> {
+    let Path(id) = id?;
     if id == app.options.name { Ok(Json(model(&app))) } else { Err(ApiError::model(&id, &app.options.name)) }
 }
 

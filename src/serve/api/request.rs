@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
+use futures_util::StreamExt;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -18,33 +19,42 @@ use crate::serve::limits::{MAX_LOGPROBS, MAX_N, MAX_STOP, MAX_STOP_BYTES};
 use crate::serve::slot::Task;
 use crate::serve::steering::{Applied, Steering};
 
+/// A body that is too large is still read up to so many times the limit: a client hears of it only when it has sent all.
+const LENIENCY: usize = 8;
+
 /// The whole body of a request, within the limits of size and time.
 pub async fn read_body(app: &App, headers: &HeaderMap, body: Body) -> Result<Vec<u8>, ApiError> {
     let limits = &app.options.limits;
+    let read = tokio::time::timeout(limits.timeout, collect(body, headers, limits.body)).await;
+    read.unwrap_or_else(|_| {
+        let words = "the body took too long to come (--timeout)";
+        Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, words))
+    })
+}
+
+async fn collect(body: Body, headers: &HeaderMap, limit: usize) -> Result<Vec<u8>, ApiError> {
     let too_large = || {
-        let words = format!("the body is larger than {} bytes (--max-body)", limits.body);
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, words)
+        let words = format!("the body is larger than {limit} bytes (--max-body)");
+        Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, words))
     };
-    let told = headers.get(header::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<u64>().ok());
-    if told.is_some_and(|n| n > limits.body as u64) {
-        return Err(too_large());
+    let told = headers.get(header::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<usize>().ok());
+    // Who expects to be told whether to go on is told.
+    let patient = headers.contains_key(header::EXPECT) || told > Some(limit.saturating_mul(LENIENCY));
+    if told > Some(limit) && patient {
+        return too_large();
     }
-    match tokio::time::timeout(limits.timeout, to_bytes(body, limits.body)).await {
-        Ok(Ok(bytes)) => Ok(bytes.into()),
-        Ok(Err(error)) => {
-            let mut cause = std::error::Error::source(&error);
-            while let Some(inner) = cause {
-                if inner.to_string().contains("length limit") {
-                    return Err(too_large());
-                }
-                cause = inner.source();
-            }
-            Err(ApiError::bad("the body ended early"))
-        }
-        Err(_) => {
-            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to come (--timeout)"))
+    let mut body = body.into_data_stream();
+    let (mut bytes, mut found) = (Vec::new(), 0_usize);
+    while let Some(frame) = body.next().await {
+        let frame = frame.map_err(|_| ApiError::bad("the body ended early"))?;
+        found = found.saturating_add(frame.len());
+        if found <= limit {
+            bytes.extend_from_slice(&frame);
+        } else if found > limit.saturating_mul(LENIENCY) {
+            break;
         }
     }
+    if found > limit { too_large() } else { Ok(bytes) }
 }
 
 /// A body of JSON, as bytes.
@@ -284,6 +294,24 @@ impl Settings {
         };
         Ok(((0..n_tasks).map(task).collect(), receiver))
     }
+}
+
+/// Refuses texts that cannot fit the context whatever their tokens are, before those are found.
+pub fn check_length<'a>(
+    app: &App,
+    param: &str,
+    texts: impl IntoIterator<Item = &'a str>,
+) -> Result<(), ApiError> {
+    let found: usize = texts.into_iter().map(str::len).sum();
+    if found <= app.longest_text {
+        return Ok(());
+    }
+    let words = format!(
+        "{found} bytes of text: the context of {} tokens holds {} at most, and mostly less",
+        app.engine.room(),
+        app.longest_text
+    );
+    Err(ApiError::bad(words).at(param).code("context_length_exceeded"))
 }
 
 /// Checks how many of the likeliest tokens are to be told.
