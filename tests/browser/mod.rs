@@ -3,6 +3,9 @@
 //! Messages are JSON with a zero byte at their end, over two pipes. The crates that wrap the protocol were looked at and left:
 //! they generate all of it at build time, one of them from the network, or need an asynchronous runtime.
 
+// Each test binary includes this module whole and uses its own part of it.
+#![allow(dead_code)]
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};

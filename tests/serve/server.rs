@@ -129,17 +129,12 @@ impl Server {
     /// Memory it holds, in KiB.
     pub fn memory(&self) -> u64 {
         let pid = self.process.id();
-        match fs::read_to_string(format!("/proc/{pid}/status")) {
-            Ok(status) => {
-                let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-                line.split_whitespace().nth(1).unwrap().parse().unwrap()
-            }
-            Err(_) => {
-                let output =
-                    Command::new("ps").args(["-o", "rss=", "-p", &pid.to_string()]).output().unwrap();
-                String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
-            }
+        if let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) {
+            let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+            return line.split_whitespace().nth(1).unwrap().parse().unwrap();
         }
+        let output = Command::new("ps").args(["-o", "rss=", "-p", &pid.to_string()]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
     }
 
     /// What it wrote to stderr so far.
