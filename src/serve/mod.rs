@@ -15,6 +15,7 @@ mod guard;
 mod limits;
 mod log;
 mod net;
+mod page;
 mod schedule;
 mod slot;
 mod steering;

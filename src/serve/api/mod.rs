@@ -12,7 +12,7 @@ mod types;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -24,12 +24,7 @@ pub(super) use request::now;
 
 use super::App;
 use super::guard::guard;
-
-/// The page, which talks to these routes.
-const PAGE: &str = include_str!("../page.html");
-/// It loads nothing, and talks to nobody else.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; \
-     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+use super::page::{Page, page as the_page};
 
 /// All routes with what stands before them.
 pub(super) fn router(app: &Arc<App>) -> Router {
@@ -58,14 +53,15 @@ pub(super) fn router(app: &Arc<App>) -> Router {
 }
 
 async fn page() -> Response {
+    let Page { html, policy } = the_page();
     let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
-        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
-        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-        (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::REFERRER_POLICY, "no-referrer"),
     ];
-    (headers, PAGE).into_response()
+    (headers, html.as_str()).into_response()
 }
 
 /// Runs what may take long beside the threads that serve, and not on all processors at once.
