@@ -10,6 +10,7 @@
 //! evaluate: refusals, KL and perplexity of a plain, a steered or a rewritten model
 //! analysis: how the prompt sets lie in the stream
 //! chat: a conversation with a steered model, and what the directions read at every token
+//! serve: the same over HTTP, for many at once, each steered in its own way
 //! report: all of this on one page; card: what to publish with a file
 //! ```
 //!

@@ -17,8 +17,6 @@ pub(super) struct Batcher<'m> {
     /// What any of them reads, and the plan that reads it.
     read: Vec<Arc<Named>>,
     plan: CapturePlan,
-    /// The sequence that comes first where not all fit a batch.
-    first: usize,
 }
 
 /// A sequence's part of a decode.
@@ -31,7 +29,7 @@ struct Part {
 impl<'m> Batcher<'m> {
     pub(super) fn new(session: Session<'m>) -> Self {
         let slots = (0..session.options().n_seq).map(|_| None).collect();
-        Self { session, slots, read: Vec::new(), plan: CapturePlan::default(), first: 0 }
+        Self { session, slots, read: Vec::new(), plan: CapturePlan::default() }
     }
 
     pub(super) fn n_busy(&self) -> usize {
@@ -89,21 +87,14 @@ impl<'m> Batcher<'m> {
         }
     }
 
-    /// Who takes part in the next decode, and with how many tokens.
-    fn parts(&mut self) -> Vec<Part> {
-        let n = self.slots.len();
-        let order = (0..n).map(|i| (self.first + i) % n);
-        let busy: Vec<(usize, usize)> =
-            order.filter_map(|seq| Some((seq, self.slots[seq].as_ref()?.needs()))).collect();
-        let needs: Vec<usize> = busy.iter().map(|(_, needs)| *needs).collect();
+    /// With how many tokens each takes part in the next decode: with one at least, since a session has no more sequences than
+    /// tokens of a batch.
+    fn parts(&self) -> Vec<Part> {
+        let busy =
+            self.slots.iter().enumerate().filter_map(|(seq, slot)| Some((seq, slot.as_ref()?.needs())));
+        let (seqs, needs): (Vec<usize>, Vec<usize>) = busy.unzip();
         let shares = shares(self.session.options().n_batch, &needs);
-        let mut parts: Vec<Part> =
-            busy.iter().zip(shares).map(|(&(seq, _), n)| Part { seq, n }).filter(|part| part.n > 0).collect();
-        if parts.len() < busy.len() {
-            self.first = parts.last().map_or(0, |part| part.seq + 1);
-        }
-        parts.sort_unstable_by_key(|part| part.seq);
-        parts
+        seqs.into_iter().zip(shares).map(|(seq, n)| Part { seq, n }).collect()
     }
 
     /// Has the session read what the tasks of now want, each direction once.

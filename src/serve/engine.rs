@@ -274,3 +274,94 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::runtime::sampling::Sampler;
+    use crate::runtime::{ModelOptions, Token};
+    use crate::serve::slot::Event;
+
+    fn engine(options: SessionOptions) -> (Engine, Arc<Model>) {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/gguf-samples/lorekeeper-7m-f16.gguf");
+        let model = Arc::new(Model::load(Path::new(path), &ModelOptions::default()).unwrap());
+        let options = SessionOptions { n_threads: 1, n_ctx: 512, ..options };
+        (Engine::start(Arc::clone(&model), options, 8).unwrap(), model)
+    }
+
+    fn task(prompt: Vec<Token>, max_tokens: usize) -> (Task, mpsc::Receiver<Event>) {
+        let (events, receiver) = mpsc::channel(Task::events(1, max_tokens));
+        let task = Task {
+            choice: 0,
+            prompt: prompt.into(),
+            max_tokens,
+            sampler: Sampler::greedy(),
+            stop: Arc::default(),
+            logprobs: None,
+            steering: Arc::default(),
+            events,
+        };
+        (task, receiver)
+    }
+
+    fn text(mut events: mpsc::Receiver<Event>) -> Option<String> {
+        let mut text = String::new();
+        loop {
+            match events.blocking_recv()? {
+                Event::Piece(_, piece) => text += &piece.text,
+                Event::End { .. } => return Some(text),
+                Event::Failed(_) => return None,
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_fails_its_task_and_the_next_is_computed() {
+        let (engine, model) = engine(SessionOptions { n_seq: 2, ..SessionOptions::default() });
+        // Handlers refuse such a task: without a prompt there are no logits to draw from.
+        let (impossible, events) = task(Vec::new(), 4);
+        engine.submit(vec![impossible]).unwrap();
+        assert_eq!(text(events), None);
+        let (possible, events) = task(model.prompt("Who made the hexed lantern?").unwrap().tokens, 4);
+        engine.submit(vec![possible]).unwrap();
+        assert!(text(events).is_some_and(|text| !text.is_empty()));
+    }
+
+    #[test]
+    fn a_batch_of_two_tokens_serves_two_at_a_time() {
+        let (engine, model) = engine(SessionOptions { n_seq: 5, n_batch: 2, ..SessionOptions::default() });
+        let questions = ["Who made the hexed lantern?", "How do I bake bread?", "How do I polish a lantern?"];
+        let expected: Vec<Option<String>> = (questions.iter())
+            .map(|question| {
+                let (alone, events) = task(model.prompt(question).unwrap().tokens, 6);
+                engine.submit(vec![alone]).unwrap();
+                text(events)
+            })
+            .collect();
+        let (tasks, events): (Vec<Task>, Vec<_>) =
+            questions.iter().map(|question| task(model.prompt(question).unwrap().tokens, 6)).unzip();
+        engine.submit(tasks).unwrap();
+        assert_eq!(events.into_iter().map(text).collect::<Vec<_>>(), expected);
+        assert_eq!(engine.stats().slots.total, 2, "as many as a batch has tokens");
+    }
+
+    #[test]
+    fn an_engine_that_ends_says_so_to_all() {
+        let (engine, model) = engine(SessionOptions { n_seq: 1, ..SessionOptions::default() });
+        let prompt = model.prompt("Who made the hexed lantern?").unwrap().tokens;
+        let (tasks, events): (Vec<Task>, Vec<_>) = (0..8).map(|_| task(prompt.clone(), 400)).unzip();
+        engine.submit(tasks).unwrap();
+        let (more, _kept): (Vec<Task>, Vec<_>) = (0..9).map(|_| task(prompt.clone(), 400)).unzip();
+        assert_eq!(engine.submit(more), Err(Refused::Full));
+        engine.close();
+        let (late, _kept) = task(prompt, 1);
+        assert_eq!(engine.submit(vec![late]), Err(Refused::Closing));
+        engine.stop();
+        let failed = events.into_iter().map(text).filter(Option::is_none).count();
+        assert!(failed > 0, "all ended before they could be stopped");
+    }
+}
