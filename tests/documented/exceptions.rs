@@ -58,6 +58,11 @@ const COMMANDS: &[(&str, Way, &str)] = &[
         "the sample has one direction alone",
     ),
     ("ggsteer optimize .*", Way::With("--trials 60", "--trials 3"), "60 trials take minutes"),
+    (
+        r"(cd examples/plugin && make|\./generate|python3 examples/plugin/).*",
+        Way::Left,
+        "needs a compiler, or a llama.cpp for Python: `tests/plugin/examples.rs` builds and runs them",
+    ),
     ("(llama-|ollama ).*", Way::Left, "another program, which this machine may not have"),
 ];
 
