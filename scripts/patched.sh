@@ -36,12 +36,12 @@ source_of() {
         sed -n "s|^\"manifest_path\":\"\(.*/$1-$made_for\)/Cargo.toml\"\$|\1|p"
 }
 
-# A patched copy of a crate: copy_of CRATE PATCHES FOLDER.
+# A patched copy of a crate: copy_of CRATE PATCHES FOLDER. Files that are not patched keep their dates, and are not compiled anew.
 copy_of() {
     from=$(source_of "$1")
     [ -d "$from" ] || fail "cargo has no source of $1 $made_for"
     rm -rf "$out/$1"
-    cp -R "$from" "$out/$1"
+    cp -pR "$from" "$out/$1"
     for patch in patches/"$2"/*.patch; do
         # Not as a part of this repository, whose git would leave the files out.
         (cd "$out/$1/$3" && GIT_CEILING_DIRECTORIES=$PWD/.. git apply --whitespace=nowarn "$root/$patch") ||
@@ -49,18 +49,18 @@ copy_of() {
     done
 }
 
-stamp=$({ cat "$0" tests/patched/logits.cpp patches/*/*.patch && echo $made_for; } | cksum)
+stamp=$({ cat patches/*/*.patch && echo $made_for; } | cksum)
 if [ "$(cat "$out/stamp" 2>/dev/null || true)" != "$stamp" ]; then
     mkdir -p "$out"
     rm -f "$out/stamp"
     copy_of llama-cpp-sys-2 llama.cpp llama.cpp
     copy_of llama-cpp-2 llama-cpp-2 .
     # The crate has llama.cpp's libraries, and none of its programs: one that starts as they do.
-    cp tests/patched/logits.cpp "$out/llama-cpp-sys-2/llama.cpp/"
-    printf '\nadd_executable(logits logits.cpp)\ntarget_link_libraries(logits PRIVATE llama-common)\n' \
+    printf '\nadd_executable(logits common/logits.cpp)\ntarget_link_libraries(logits PRIVATE llama-common)\n' \
         >>"$out/llama-cpp-sys-2/llama.cpp/CMakeLists.txt"
     echo "$stamp" >"$out/stamp"
 fi
+cp -p tests/patched/logits.cpp "$out/llama-cpp-sys-2/llama.cpp/common/"
 
 # ggsteer on them: its own source, but for the one file that the patch of llama-cpp-2 makes superfluous.
 rm -rf "$out/ggsteer"

@@ -12,7 +12,7 @@ use ggsteer::direction::{Direction, Provenance};
 use ggsteer::export::control_vector::{self, Mode};
 use ggsteer::gguf::GgufFile;
 use ggsteer::intervention::Intervention;
-use ggsteer::runtime::{FileType, QuantizeOptions, Token, quantize};
+use ggsteer::runtime::{FileType, QuantizeOptions, quantize};
 
 mod exact;
 mod support;
@@ -228,7 +228,7 @@ mod outside {
     }
 
     fn spec(arch: &str) -> &'static Spec {
-        ADDED.iter().chain(NORMED).find(|spec| spec.arch == arch).unwrap()
+        ADDED.iter().chain(NORMED).find(|spec| spec.name == arch).unwrap()
     }
 
     #[test]

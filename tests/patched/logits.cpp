@@ -4,6 +4,7 @@
 #include "arg.h"
 #include "common.h"
 #include "llama.h"
+#include "log.h"
 
 #include <cstdio>
 #include <vector>
@@ -20,6 +21,7 @@ int main(int argc, char ** argv) {
     common_init_result_ptr init = common_init_from_params(params);
     llama_context * ctx = init->context();
     if (!init->model() || !ctx) {
+        common_log_flush(common_log_main());
         return 1;
     }
 
