@@ -94,6 +94,7 @@ const UNPATCHED: i32 = i32::MIN;
 ///
 /// # Safety
 /// None needed: nothing is done.
+#[allow(dead_code, reason = "with the patches nothing calls it")]
 unsafe fn llama_set_adapter_cvec_proj(
     _: *mut sys::llama_context,
     _: *const f32,
