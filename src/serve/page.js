@@ -377,7 +377,7 @@
   // The same request for a shell; the key is not in it.
   const curl = (id) => {
     const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-    const bearer = one("#key").dataset.used ? ' -H "Authorization: Bearer $API_KEY"' : "";
+    const bearer = one("#key").dataset.used ? ' -H "Authorization: Bearer $GGSTEER_API_KEY"' : "";
     return `curl -N ${location.origin}/v1/chat/completions${bearer} -H 'Content-Type: application/json' -d ${quote(JSON.stringify(request(id)))}`;
   };
   const copy = async (text) => {

@@ -70,7 +70,7 @@ fn odd_http(random: &mut SplitMix64) -> Junk {
         _ => {
             let length = ["1000000000000", "-1", "1 2", "99999999999999999999999", "0x10"][below(random, 5)];
             let sent = format!("{post_head}Content-Length: {length}\r\n\r\n{}", well());
-            ("wrong lengths", sent.into_bytes(), Then::End, &[400, 413])
+            ("wrong lengths", sent.into_bytes(), Then::End, &[0, 400, 413])
         }
     }
 }
@@ -108,7 +108,7 @@ fn odd_body(random: &mut SplitMix64, gguf: &[u8]) -> Junk {
         4 => {
             let fields = ["messages", "temperature", "max_tokens", "n", "stop", "stream", "steering", "seed"];
             let field = fields[below(random, 8)];
-            let wrong = [json!({"a": 1}), json!(-3.5), json!("\u{0}"), json!([[]]), json!(1e300)];
+            let wrong = [json!({"a": 1}), json!(-3.5), json!("\u{0}"), json!([[1]]), json!(1e300)];
             let mut body: Json = serde_json::from_str(&well()).unwrap();
             body[field] = wrong[below(random, 5)].clone();
             // A stop string may be any.
@@ -129,7 +129,7 @@ fn odd_body(random: &mut SplitMix64, gguf: &[u8]) -> Junk {
         }
         _ => {
             let body = vec![b' '; 20_001 + below(random, 60_000)];
-            ("too much", post(&body), Then::End, &[413])
+            ("too much", post(&body), Then::Wait, &[413])
         }
     }
 }

@@ -121,7 +121,9 @@ fn a_full_queue_says_so() {
 #[test]
 fn answers_under_way_keep_their_directions() {
     let server = Server::endless("--slots 2");
-    let steered = json!({"max_tokens": 600, "steering": {"ablate": "twist"}});
+    // So much of a direction that it alone decides every token, whatever the batch does to the last digits.
+    let with = |name| json!({"max_tokens": 600, "steering": {"add": {"direction": name, "scale": 1_000}}});
+    let steered = with("twist");
     let alone = server.stream(ENDLESS, &steered).rest();
     assert_eq!(alone.1, "length", "the model is endless");
     let plain = server.stream(ENDLESS, &json!({"max_tokens": 600})).rest();
@@ -148,8 +150,7 @@ fn answers_under_way_keep_their_directions() {
     assert_eq!(running.rest(), alone, "begun before: the old direction to its end");
     let (text, _) = after.rest();
     assert_ne!(text, alone.0, "begun after: the new one");
-    let same = json!({"max_tokens": 600, "steering": {"ablate": "another"}});
-    assert_eq!(server.stream(ENDLESS, &same).rest().0, text, "which it keeps after its removal");
+    assert_eq!(server.stream(ENDLESS, &with("another")).rest().0, text, "which it keeps after its removal");
     let reply = server.post("/v1/chat/completions", &chat(ENDLESS, &steered));
     assert_eq!((reply.status, &reply.error()["code"]), (400, &json!("direction_not_found")));
     server.stop();
@@ -190,17 +191,18 @@ fn a_signal_lets_running_answers_end() {
     }
     // What does not end in time is ended, and so is everything by a second signal.
     for (arguments, twice) in [("--timeout 1", false), ("--timeout 1000", true)] {
-        let server = Server::endless(&format!("{arguments} --slots 4"));
-        let streams: Vec<Stream> = (0..4).map(|_| server.stream(ENDLESS, &long()).begun()).collect();
+        let server = Server::endless(&format!("{arguments} --slots 2"));
+        let streams: Vec<Stream> = (0..2).map(|_| server.stream(ENDLESS, &long()).begun()).collect();
         server.signal("TERM");
         if twice {
             server.signal("INT");
         }
         let (status, said) = server.ended();
-        assert_eq!(status.code(), Some(0), "{said}");
+        // A second signal is a death by that signal, as shells number it.
+        assert_eq!(status.code(), Some(if twice { 130 } else { 0 }), "{said}");
         assert!(!said.contains("panicked"), "{said}");
         let whole =
             streams.into_iter().filter_map(Stream::outcome).filter(|finish| finish == "length").count();
-        assert!(whole < 4, "not all came to their end");
+        assert!(whole < 2, "not all came to their end");
     }
 }

@@ -342,7 +342,7 @@ fn the_page_asks_for_the_key_and_stops_what_runs() {
     assert!(!browser.eval("document.documentElement.outerHTML").as_str().unwrap().contains("sesame"));
 
     browser.eval(
-        "document.querySelector('#max_tokens').value = 8000; document.querySelector('#prompt').focus()",
+        "document.querySelector('#max_tokens').value = 4000; document.querySelector('#prompt').focus()",
     );
     browser.call("Input.insertText", &json!({"text": ENDLESS}));
     begin(&mut browser);

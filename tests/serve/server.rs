@@ -35,12 +35,11 @@ impl Server {
     /// Serves the model whose answers do not end.
     pub fn endless(more: &str) -> Self {
         let model = made().join("endless.gguf");
-        let n = crate::LONG;
         Self::start(&format!(
-            "{} --direction {} --ctx {} -n {n} {more}",
+            "{} --direction {} -n {} {more}",
             model.display(),
             direction("twist"),
-            n + 512
+            crate::LONG
         ))
     }
 
