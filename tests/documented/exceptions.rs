@@ -35,6 +35,7 @@ const COMMANDS: &[(&str, Way, &str)] = &[
     ("ggsteer chat [^<]*", Way::Left, "a conversation at a terminal: `tests/chat.rs` holds it"),
     ("ggsteer doctor .*", Way::Left, "what it prints is of the machine: `tests/feel.rs` runs it"),
     ("ggsteer worker .*", Way::Left, "serves until it is stopped: `tests/rpc.rs` runs it"),
+    ("(ggsteer serve|curl) .*", Way::Left, "serves until it is stopped: `tests/serve.rs` runs and asks it"),
     (r"ggsteer .* --rpc 192\.168\..*", Way::Left, "other machines: `tests/rpc.rs` has one on this machine"),
     (
         "ggsteer abliterate model.gguf -o out.gguf --report report.html",
