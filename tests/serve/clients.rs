@@ -51,7 +51,7 @@ fn sixteen_clients_at_once_get_what_each_gets_alone() {
         text.lines().take(n).map(str::to_owned).collect()
     };
     let prompts = [lines("restricted-test", 30), lines("ordinary-test", 30)].concat();
-    let half = json!({"direction": "refusal", "scale": 0.5});
+    let half = json!({"direction": "other", "scale": 0.5});
     let input = json!({
         "url": server.url(),
         "prompts": prompts,
@@ -60,7 +60,7 @@ fn sixteen_clients_at_once_get_what_each_gets_alone() {
             {},
             {"ablate": "refusal"},
             {"add": {"direction": "refusal", "positions": "prompt"}},
-            {"ablate": "other", "add": half, "scale": -1},
+            {"add": half, "scale": -1},
         ],
     });
     let Some(found) = python("parallel.py", &input) else { return };
@@ -72,7 +72,7 @@ fn sixteen_clients_at_once_get_what_each_gets_alone() {
         String::new(),
         format!("--ablate {refusal}"),
         format!("--add {refusal} --at prompt"),
-        format!("--ablate {other} --add {refusal} --scale -0.5"),
+        format!("--add {other} --scale -0.5"),
     ];
     let folder = Folder::new();
     let answers = found["answers"].as_array().unwrap();

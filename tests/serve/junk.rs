@@ -80,7 +80,7 @@ fn odd_body(random: &mut SplitMix64, gguf: &[u8]) -> Junk {
     match below(random, 7) {
         0 => {
             let (open, close) = [("[", "]"), ("{\"a\":", "}"), ("{\"messages\":[", "]}")][below(random, 3)];
-            let n = 200 + below(random, 1_500);
+            let n = 200 + below(random, 1_000);
             let body = format!("{}1{}", open.repeat(n), close.repeat(n));
             ("deep JSON", post(body.as_bytes()), Then::Wait, &[400])
         }

@@ -81,7 +81,7 @@ fn made() -> &'static Path {
 /// A model whose answers do not end.
 fn endless() -> Spec {
     let spec = Spec::new(Arch::Llama);
-    Spec { n_ctx: LONG + 128, n_layer: 6, n_embd: 256, n_ff: 1024, ..spec }
+    Spec { n_ctx: LONG + 128, n_layer: 6, n_embd: 192, n_ff: 1024, ..spec }
 }
 
 /// A direction of it.
