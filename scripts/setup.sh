@@ -6,8 +6,8 @@
 # .cargo/config.toml, the one place from which make and plain cargo take it, so that there is one build of llama.cpp.
 # A run that finds everything in place changes nothing and says nothing.
 #
-# With the argument `test` it also finds or installs what only tests need: Python's GGUF reader and OpenAI client,
-# curl, a Chromium, and llama-cpp-python, which is compiled (three minutes on 2 cores, once).
+# With the argument `test` it also finds or installs what only tests need: Python's GGUF reader and OpenAI client, curl,
+# strace, a Chromium, and llama-cpp-python, which is compiled (three minutes on 2 cores, once).
 #
 # GGSTEER_SETUP=wheels takes the wheels even where the system could give the packages.
 set -eu
@@ -16,8 +16,8 @@ cd "$(dirname "$0")/.."
 cmake_wheel='cmake==3.31.6'
 libclang_wheel='libclang==18.1.1'
 gguf_wheel='gguf==0.19.0'
-llama_source='llama-cpp-python==0.3.36'
 openai_wheel='openai==3.57.0'
+llama_source='llama-cpp-python==0.3.36'
 wheels=.tools/python
 log=.tools/setup.log
 config=.cargo/config.toml

@@ -26,6 +26,7 @@ const COMMANDS: &[(&str, Way, &str)] = &[
         Way::Left,
         "builds llama.cpp, or runs a bench for minutes; that there is such a bench is checked",
     ),
+    (r"sh scripts/patched\.sh.*", Way::Left, "builds llama.cpp for minutes: `tests/patched.rs` runs it"),
     ("(sudo )?apt-get install .*", Way::Left, "changes the machine"),
     (
         "ggsteer abliterate model.gguf -o out.gguf",
