@@ -6,7 +6,8 @@
 # .cargo/config.toml, the one place from which make and plain cargo take it, so that there is one build of llama.cpp.
 # A run that finds everything in place changes nothing and says nothing.
 #
-# With the argument `test` it also finds or installs what only tests need: Python's GGUF reader and a Chromium.
+# With the argument `test` it also finds or installs what only tests need: Python's GGUF reader and OpenAI client, curl,
+# strace, a Chromium, and llama-cpp-python, which is compiled (three minutes on 2 cores, once).
 #
 # GGSTEER_SETUP=wheels takes the wheels even where the system could give the packages.
 set -eu
@@ -15,6 +16,8 @@ cd "$(dirname "$0")/.."
 cmake_wheel='cmake==3.31.6'
 libclang_wheel='libclang==18.1.1'
 gguf_wheel='gguf==0.19.0'
+openai_wheel='openai==3.57.0'
+llama_source='llama-cpp-python==0.3.36'
 wheels=.tools/python
 log=.tools/setup.log
 config=.cargo/config.toml
@@ -151,15 +154,37 @@ if ! ready; then
     fi
 fi
 
-# A test reads our files with Python's own GGUF reader, where there is a Python.
-reader=.tools/gguf
-if [ "${1:-}" = test ] && have python3 && ! PYTHONPATH=$reader python3 -c 'import gguf' 2>/dev/null; then
-    say "installing $gguf_wheel from PyPI into $reader: a test reads our files with Python's GGUF reader"
-    pip_install "$reader" "$gguf_wheel" ||
-        fail "$gguf_wheel could not be installed (see $log): install pip or venv (Debian: python3-venv)"
+# test_wheel FOLDER MODULE WHEEL WHY: what a test needs of Python's packages, where there is a Python.
+test_wheel() {
+    have python3 && ! PYTHONPATH=$1 python3 -c "import $2" 2>/dev/null || return 0
+    say "installing $3 from PyPI into $1: $4"
+    pip_install "$1" "$3" ||
+        fail "$3 could not be installed (see $log): install pip or venv (Debian: python3-venv)"
+}
+# system_package NAME [OPTION OF BREW]: from the system's packages, as well as that goes.
+system_package() {
+    if have apt-get && can_be_root; then
+        as_root apt-get update >>"$log" 2>&1 || true
+        as_root apt-get install --yes --no-install-recommends "$1" >>"$log" 2>&1 || true
+    elif have dnf && can_be_root; then
+        as_root dnf install --assumeyes "$1" >>"$log" 2>&1 || true
+    elif have brew; then
+        # shellcheck disable=SC2086 # no option, or one
+        brew install ${2:-} "$1" >>"$log" 2>&1 || true
+    fi
+}
+if [ "${1:-}" = test ]; then
+    mkdir -p .tools
+    test_wheel .tools/gguf gguf "$gguf_wheel" "a test reads our files with Python's GGUF reader"
+    test_wheel .tools/openai openai "$openai_wheel" "tests talk to the server with OpenAI's own client"
+    if ! have curl; then
+        say "installing curl: a test talks to the server with it"
+        system_package curl
+        have curl || fail "curl could not be installed (see $log): install it"
+    fi
 fi
 
-# A test opens a report in a browser.
+# Tests open pages in a browser.
 has_chromium() {
     [ -n "${CHROMIUM:-}" ] && return 0
     for name in chromium chromium-browser google-chrome google-chrome-stable chrome; do
@@ -169,18 +194,35 @@ has_chromium() {
         /Applications/Chromium.app/Contents/MacOS/Chromium >/dev/null
 }
 if [ "${1:-}" = test ] && [ "${GGSTEER_NO_BROWSER:-}" != 1 ] && ! has_chromium; then
-    mkdir -p .tools
-    say "installing chromium: a test opens a report in a browser"
-    if have apt-get && can_be_root; then
-        as_root apt-get update >>"$log" 2>&1 || true
-        as_root apt-get install --yes --no-install-recommends chromium >>"$log" 2>&1 || true
-    elif have dnf && can_be_root; then
-        as_root dnf install --assumeyes chromium >>"$log" 2>&1 || true
-    elif have brew; then
-        brew install --cask chromium >>"$log" 2>&1 || true
-    fi
+    say "installing chromium: tests open pages in a browser"
+    system_package chromium --cask
     has_chromium || fail "chromium could not be installed (see $log): install it, or say where a Chromium or Chrome is" \
         "with CHROMIUM=/path, or leave its tests out with GGSTEER_NO_BROWSER=1"
+fi
+
+# A test steers llama-cpp-python, which brings a llama.cpp of its own. It is built for any processor, and for building fast
+# rather than for running fast.
+llama=.tools/llama-cpp-python
+if [ "${1:-}" = test ] && [ "${GGSTEER_NO_LLAMA_CPP_PYTHON:-}" != 1 ] && [ "$(cat "$llama/source" 2>/dev/null)" != "$llama_source" ]; then
+    mkdir -p .tools
+    say "building $llama_source from PyPI in $llama, three minutes on 2 cores: a test runs the plugin in it"
+    options="-DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF"
+    options="$options -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DCMAKE_UNITY_BUILD_BATCH_SIZE=16"
+    for project in llama.cpp ggml; do
+        options="$options -DCMAKE_PROJECT_${project}_INCLUDE=$PWD/scripts/llama-cpp-python.cmake"
+    done
+    rm -rf "$llama"
+    if have python3 && (
+        if ! system_cmake; then PATH="$PWD/$wheels/cmake/data/bin:$PATH"; fi
+        export PATH CFLAGS='-O1 -DNDEBUG' CXXFLAGS='-O1 -DNDEBUG' CMAKE_ARGS="$options"
+        export CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN)}"
+        pip_install "$llama" --no-binary llama-cpp-python --config-settings=cmake.build-type=None "$llama_source"
+    ); then
+        echo "$llama_source" >"$llama/source"
+    else
+        fail "$llama_source could not be built (see $log): look there for what it lacks, or leave its test out with" \
+            "GGSTEER_NO_LLAMA_CPP_PYTHON=1"
+    fi
 fi
 
 # ggml's options for this processor, as lines NAME=ON. Measured with scripts/flags-bench.sh on a processor with AVX-512 (12

@@ -10,6 +10,7 @@
 //! evaluate: refusals, KL and perplexity of a plain, a steered or a rewritten model
 //! analysis: how the prompt sets lie in the stream
 //! chat: a conversation with a steered model, and what the directions read at every token
+//! serve: the same over HTTP, for many at once, each steered in its own way
 //! report: all of this on one page; card: what to publish with a file
 //! ```
 //!
@@ -75,6 +76,7 @@ pub mod intervention;
 pub mod near;
 pub mod optimize;
 pub mod output;
+pub mod plugin;
 pub mod prompts;
 pub mod quant;
 pub mod random;
@@ -82,6 +84,7 @@ pub mod report;
 pub mod rewrite;
 pub mod runtime;
 pub mod select;
+pub mod serve;
 
 /// SHA-256, in hex, of parts told apart by their lengths.
 pub(crate) fn digest(parts: impl IntoIterator<Item = Vec<u8>>) -> String {

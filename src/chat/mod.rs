@@ -453,9 +453,34 @@ impl<'m> Chat<'m> {
     }
 }
 
+/// A text in which nothing commands a terminal: control characters but line feeds and tabs, and marks that change the
+/// direction of writing, are shown as signs.
+#[must_use]
+pub fn harmless(text: &str) -> String {
+    let sign = |c: char| match c {
+        '\n' | '\t' => c,
+        '\0'..='\x1f' => char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}'),
+        '\x7f' => '␡',
+        '\u{80}'..='\u{9f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
+        _ => c,
+    };
+    text.chars().map(sign).collect()
+}
+
 /// Takes what a probe has read.
 fn note(readings: &mut [f32], read: Captured<'_>) {
     if let (crate::runtime::Site::Probe(i), [value]) = (read.site, read.row) {
         readings[i] = *value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn nothing_commands_a_terminal() {
+        assert_eq!(harmless("a\x1b[31mb\x07\r\n\tc\x7f"), "a␛[31mb␇␍\n\tc␡");
+        assert_eq!(harmless("x\u{9b}2J\u{202e}y é 漢"), "x\u{fffd}2J\u{fffd}y é 漢");
     }
 }

@@ -137,6 +137,11 @@ impl RunArgs {
     /// A context in which `n_seq` sequences of up to `longest` tokens fit; refused before any memory is taken where one
     /// is longer than the model's own context.
     pub fn session<'m>(&self, model: &'m Model, n_seq: usize, longest: usize) -> Result<Session<'m>> {
+        Ok(Session::new(model, self.session_options(model, n_seq, longest)?)?)
+    }
+
+    /// The options of such a context.
+    pub fn session_options(&self, model: &Model, n_seq: usize, longest: usize) -> Result<SessionOptions> {
         check_length(model, longest)?;
         let n_ctx = match self.ctx {
             // As many side by side as fit a bounded cache: one long prompt must not multiply it.
@@ -148,15 +153,14 @@ impl RunArgs {
             longest <= n_ctx,
             "--ctx {n_ctx}: the longest prompt and its answer take {longest} tokens; raise --ctx, or leave it out"
         );
-        let options = SessionOptions {
+        Ok(SessionOptions {
             n_ctx,
             n_batch: n_ctx.min(self.batch.into()),
             n_seq,
             n_threads: self.threads.into(),
             flash_attention: self.flash_attn.into(),
             exact: false,
-        };
-        Ok(Session::new(model, options)?)
+        })
     }
 }
 

@@ -27,6 +27,7 @@ mod quantize;
 mod report;
 mod rewrite;
 mod select;
+mod serve;
 mod steps;
 mod ui;
 mod verify;
@@ -70,6 +71,7 @@ enum Command {
     Optimize(optimize::Args),
     Generate(generate::Args),
     Chat(chat::Args),
+    Serve(Box<serve::Args>),
     Orthogonalize(orthogonalize::Args),
     Export(export::Args),
     Card(card::Args),
@@ -102,6 +104,7 @@ impl Cli {
             Command::Optimize(args) => args.run(ui),
             Command::Generate(args) => args.run(ui),
             Command::Chat(args) => args.run(ui),
+            Command::Serve(args) => args.run(ui, self.verbose),
             Command::Orthogonalize(args) => args.run(ui),
             Command::Export(args) => args.run(ui),
             Command::Card(args) => args.run(ui),

@@ -236,8 +236,26 @@ impl Direction {
             }
             source => DirectionError::Gguf { path: at(), source },
         };
-        let file = GgufFile::open(path).map_err(fail)?;
-        let arch = file.arch().map_err(fail)?;
+        Self::from_file(&GgufFile::open(path).map_err(fail)?, block)
+    }
+
+    /// As [`Direction::load`], of a file's bytes that have come from elsewhere; errors call it `name`.
+    ///
+    /// # Errors
+    /// As [`Direction::load`]; [`DirectionError::Gguf`] too where no temporary file can be made.
+    pub fn read(name: &str, bytes: &[u8], block: Option<usize>) -> Result<Self, DirectionError> {
+        let path = PathBuf::from(name);
+        let fail = |source| DirectionError::Gguf { path: path.clone(), source };
+        let io = |source| fail(GgufError::Write(source));
+        let mut file = tempfile::tempfile().map_err(io)?;
+        file.write_all(bytes).map_err(io)?;
+        let file = GgufFile::from_files(vec![(path.clone(), file)]).map_err(fail)?;
+        Self::from_file(&file, block)
+    }
+
+    fn from_file(file: &GgufFile, block: Option<usize>) -> Result<Self, DirectionError> {
+        let at = || file.path().to_path_buf();
+        let arch = file.arch().map_err(|source| DirectionError::Gguf { path: at(), source })?;
         if arch != "controlvector" {
             return Err(DirectionError::NotAControlVector { path: at(), found: arch.into() });
         }
@@ -268,7 +286,7 @@ impl Direction {
         for (x, bytes) in vector.iter_mut().zip(file.tensor_data(info).as_chunks::<4>().0) {
             *x = f32::from_le_bytes(*bytes);
         }
-        let direction = Self { vector, block, meta: Provenance::read(&file) };
+        let direction = Self { vector, block, meta: Provenance::read(file) };
         direction.check()?;
         Ok(direction)
     }

@@ -21,6 +21,7 @@ pub mod run;
 mod sections;
 
 pub use page::{Cell, Finding, Part, Report, Section, Table};
+pub(crate) use page::{base_style, policy};
 pub use png::Painter;
 
 /// Why there is no report.

@@ -1,19 +1,10 @@
-"use strict";
 (() => {
+  "use strict";
   const root = document.documentElement;
   const one = (selector, within) => (within || document).querySelector(selector);
   const all = (selector, within) => [...(within || document).querySelectorAll(selector)];
   const tell = (words) => { one("#told").textContent = words; };
   root.classList.add("scripted");
-
-  // Light or dark: the system's, until the reader chooses.
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  const button = one("#theme");
-  const isDark = () => (root.dataset.theme || (system.matches ? "dark" : "light")) === "dark";
-  const name = () => { button.textContent = isDark() ? "Light" : "Dark"; };
-  button.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; name(); });
-  system.addEventListener("change", name);
-  name();
 
   for (const slider of all("[data-slider]")) {
     const input = one("input", slider);

@@ -155,7 +155,7 @@ pub struct Saying {
 
 const TEMPLATE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
-const SCRIPT: &str = include_str!("page.js");
+const SCRIPT: &str = concat!(include_str!("theme.js"), include_str!("page.js"));
 
 impl Report {
     /// Of these documents, in their order.
@@ -193,11 +193,11 @@ impl Report {
         page.set_syntax(syntax.expect("the usual marks"));
         // By its name the template is HTML: whatever is not marked as safe is escaped.
         page.add_template("page.html", TEMPLATE).expect("the template is a constant");
-        let style = theme::css() + STYLE;
+        let style = base_style() + STYLE;
         let page = page.get_template("page.html").expect("added above");
         let values = context! {
             report => Value::from(Serde(self)),
-            policy => policy(&style),
+            policy => policy(&style, SCRIPT),
             style => style,
             script => SCRIPT,
             plain => theme::plain(),
@@ -207,13 +207,18 @@ impl Report {
     }
 }
 
+/// The colours of both themes and what every page of ours looks like.
+pub(crate) fn base_style() -> String {
+    theme::css() + include_str!("base.css")
+}
+
 /// Nothing may be loaded or sent; the one script and the one style are named by their digests. A drawing that is to become a
 /// picture is a `data:` image.
-fn policy(style: &str) -> String {
+pub(crate) fn policy(style: &str, script: &str) -> String {
     let digest = |text: &str| base64::engine::general_purpose::STANDARD.encode(Sha256::digest(text));
     format!(
         "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; img-src data:; base-uri 'none'; form-action 'none'",
-        digest(SCRIPT),
+        digest(script),
         digest(style)
     )
 }

@@ -13,6 +13,12 @@ use llama_cpp_2::token_type::LlamaTokenAttr;
 use super::template::{ChatTemplate, Message, Role, Segment};
 use super::{Error, device, log};
 
+/// Bytes of text that any thread's stack tokenizes.
+const SHORT: usize = 2048;
+/// Stack for a longer text: of any thread, and for each byte more than thrice what was seen to be used.
+const STACK: usize = 2 << 20;
+const STACK_PER_BYTE: usize = 1024;
+
 /// How to load a model.
 #[derive(Debug, Clone, Default)]
 pub struct ModelOptions {
@@ -210,13 +216,30 @@ impl Model {
     /// Tokens of plain text; nothing in it becomes a special token.
     #[must_use]
     pub fn tokenize(&self, text: &str) -> Vec<LlamaToken> {
-        self.inner.vocab().tokenize(text.as_bytes(), false, false)
+        self.tokens(text, false, false)
     }
 
     /// Tokens of a text as a document of its own, with the tokens that the model wants at its ends.
     #[must_use]
     pub fn tokenize_text(&self, text: &str) -> Vec<LlamaToken> {
-        self.inner.vocab().tokenize(text.as_bytes(), true, false)
+        self.tokens(text, true, false)
+    }
+
+    /// Tokens of a text, with the model's own at its ends, and special ones in it, where wanted.
+    ///
+    /// llama.cpp splits text by `std::regex` for many models, which recurses once for each character of a match: a long
+    /// word takes a stack of its own length, or the whole process ends.
+    fn tokens(&self, text: &str, ends: bool, special: bool) -> Vec<LlamaToken> {
+        let tokenize = || self.inner.vocab().tokenize(text.as_bytes(), ends, special);
+        if text.len() <= SHORT {
+            return tokenize();
+        }
+        std::thread::scope(|scope| {
+            let deep =
+                std::thread::Builder::new().stack_size(STACK + text.len().saturating_mul(STACK_PER_BYTE));
+            let there = deep.spawn_scoped(scope, tokenize).ok().and_then(|thread| thread.join().ok());
+            there.unwrap_or_else(tokenize)
+        })
     }
 
     /// The beginning-of-text token, where the model wants its texts to begin with it.
@@ -253,12 +276,12 @@ impl Model {
         let vocab = self.inner.vocab();
         let pieces: Vec<Vec<LlamaToken>> = (segments.iter())
             .map(|segment| match segment {
-                Segment::Template(text) => vocab.tokenize(text.as_bytes(), false, true),
-                Segment::Text(text) => vocab.tokenize(text.as_bytes(), false, false),
+                Segment::Template(text) => self.tokens(text, false, true),
+                Segment::Text(text) => self.tokens(text, false, false),
             })
             .collect();
         let whole: String = segments.iter().map(Segment::as_str).collect();
-        let whole = vocab.tokenize(whole.as_bytes(), false, true);
+        let whole = self.tokens(&whole, false, true);
 
         // What llama.cpp leaves as text where special parsing is off.
         let special = |t: &&LlamaToken| {

@@ -30,7 +30,7 @@ pub struct SessionOptions {
     pub n_ctx: usize,
     /// Tokens computed at once, and so the most that one [`Session::decode`] takes.
     pub n_batch: usize,
-    /// Sequences held at once, 1 to 256.
+    /// Sequences held at once, 1 to 256, and no more than `n_batch`.
     pub n_seq: usize,
     /// Threads; 0 for all the machine has.
     pub n_threads: usize,
@@ -175,8 +175,10 @@ impl<'m> Session<'m> {
     /// # Errors
     /// llama.cpp cannot make it (memory, an unsupported model).
     pub fn new(model: &'m Model, mut options: SessionOptions) -> Result<Self, Error> {
-        options.n_seq = if model.is_recurrent() { 1 } else { options.n_seq.clamp(1, MAX_SEQ) };
         options.n_batch = options.n_batch.max(1);
+        // Of more sequences than tokens of a batch, each may want an output: llama.cpp then ends the process.
+        let most = if model.is_recurrent() { 1 } else { MAX_SEQ.min(options.n_batch) };
+        options.n_seq = options.n_seq.clamp(1, most);
         options.n_ctx = options.n_ctx.max(options.n_batch);
         let threads = super::threads(options.n_threads);
         // One stream of cells and pieces no smaller than a batch keep the graph's rows in the order of the batch.

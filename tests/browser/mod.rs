@@ -3,6 +3,9 @@
 //! Messages are JSON with a zero byte at their end, over two pipes. The crates that wrap the protocol were looked at and left:
 //! they generate all of it at build time, one of them from the network, or need an asynchronous runtime.
 
+// Each test binary includes this module whole and uses its own part of it.
+#![allow(dead_code)]
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -57,13 +60,11 @@ impl Browser {
     /// Where there is none and nothing says so.
     pub fn start() -> Option<Self> {
         if std::env::var("GGSTEER_NO_BROWSER").is_ok_and(|value| value == "1") {
-            eprintln!(
-                "SKIPPED: GGSTEER_NO_BROWSER=1 is set, so the page of a report was not opened in a browser"
-            );
+            eprintln!("SKIPPED: GGSTEER_NO_BROWSER=1 is set, so no page was opened in a browser");
             return None;
         }
         let program = program().expect(
-            "no Chromium to open a report in: install one (Debian: apt-get install chromium; or run scripts/setup.sh test), \
+            "no Chromium to open a page in: install one (Debian: apt-get install chromium; or run scripts/setup.sh test), \
              say where it is with CHROMIUM=/path, or leave this test out with GGSTEER_NO_BROWSER=1",
         );
         let profile = tempfile::tempdir().unwrap();
@@ -160,8 +161,13 @@ impl Browser {
 
     /// Opens a file of this machine and waits until it is loaded.
     pub fn open(&mut self, file: &Path) {
+        self.visit(&format!("file://{}", file.display()));
+    }
+
+    /// Opens an address and waits until it is loaded.
+    pub fn visit(&mut self, url: &str) {
         let from = self.events.len();
-        self.call("Page.navigate", &json!({"url": format!("file://{}", file.display())}));
+        self.call("Page.navigate", &json!({"url": url}));
         self.wait(from, "the page", |event| event["method"] == "Page.loadEventFired");
     }
 

@@ -36,6 +36,7 @@ const COMMANDS: &[(&str, Way, &str)] = &[
     ("ggsteer chat [^<]*", Way::Left, "a conversation at a terminal: `tests/chat.rs` holds it"),
     ("ggsteer doctor .*", Way::Left, "what it prints is of the machine: `tests/feel.rs` runs it"),
     ("ggsteer worker .*", Way::Left, "serves until it is stopped: `tests/rpc.rs` runs it"),
+    ("(ggsteer serve|curl) .*", Way::Left, "serves until it is stopped: `tests/serve.rs` runs and asks it"),
     (r"ggsteer .* --rpc 192\.168\..*", Way::Left, "other machines: `tests/rpc.rs` has one on this machine"),
     (
         "ggsteer abliterate model.gguf -o out.gguf --report report.html",
@@ -58,6 +59,11 @@ const COMMANDS: &[(&str, Way, &str)] = &[
         "the sample has one direction alone",
     ),
     ("ggsteer optimize .*", Way::With("--trials 60", "--trials 3"), "60 trials take minutes"),
+    (
+        r"(cd examples/plugin && make|\./generate|python3 examples/plugin/).*",
+        Way::Left,
+        "needs a compiler, or a llama.cpp for Python: `tests/plugin/examples.rs` builds and runs them",
+    ),
     ("(llama-|ollama ).*", Way::Left, "another program, which this machine may not have"),
 ];
 

@@ -9,14 +9,14 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use ggsteer::chat::{Answer, Chat, ChatError, Directions, LANES, Named, Options, Steering};
+use ggsteer::chat::{Answer, Chat, ChatError, Directions, LANES, Named, Options, Steering, harmless};
 use ggsteer::direction::Direction;
 use ggsteer::runtime::{Finish, Model};
 
 use self::command::{Command, System};
 use self::input::{Input, Source};
 use self::meter::{Meter, Shown};
-use self::screen::{Silent, Stream, columns, harmless};
+use self::screen::{Silent, Stream, columns};
 use super::args::{RunArgs, direction};
 use super::generate::{AtArg, SampleArgs, erased};
 use super::interrupt::Stop;

@@ -4,25 +4,12 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, TableComponent, Width, presets};
-use ggsteer::chat::{Listener, Piece};
+use ggsteer::chat::{Listener, Piece, harmless};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::meter::Meter;
 use crate::cli::interrupt::Stop;
 use crate::cli::ui::Ui;
-
-/// A text in which nothing commands a terminal: control characters but line feeds and tabs, and marks that change the
-/// direction of writing, are shown as signs.
-pub fn harmless(text: &str) -> String {
-    let sign = |c: char| match c {
-        '\n' | '\t' => c,
-        '\0'..='\x1f' => char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}'),
-        '\x7f' => '␡',
-        '\u{80}'..='\u{9f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
-        _ => c,
-    };
-    text.chars().map(sign).collect()
-}
 
 /// Whether stdout takes colours: <https://no-color.org>.
 pub fn colours() -> bool {
