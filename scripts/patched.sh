@@ -76,7 +76,7 @@ rm "$out/ggsteer/src/main.rs"
 cp -p patches/llama-cpp-2/params.rs "$out/ggsteer/src/runtime/params.rs"
 cp -p patches/llama-cpp-2/eval_callback.rs "$out/ggsteer/tests/"
 {
-    sed '/^\[\[bin\]\]/,/^$/d' Cargo.toml
+    sed -e '/^\[\[bin\]\]/,/^$/d' -e '/^crate-type/d' Cargo.toml
     printf '\n[workspace]\n\n[patch.crates-io]\n'
     printf 'llama-cpp-2 = { path = "../llama-cpp-2" }\nllama-cpp-sys-2 = { path = "../llama-cpp-sys-2" }\n'
 } >"$out/ggsteer/Cargo.toml"
