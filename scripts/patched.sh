@@ -30,9 +30,10 @@ for crate in llama-cpp-sys-2 llama-cpp-2; do
 done
 command -v git >/dev/null 2>&1 || fail "git is missing, which applies the patches"
 
-# Where cargo has unpacked a crate.
+# Where cargo has unpacked a crate; what other platforms need it may not have.
+host=$(rustc -vV | sed -n 's/^host: //p')
 source_of() {
-    cargo metadata --format-version 1 --locked | tr ',' '\n' |
+    cargo metadata --format-version 1 --locked --filter-platform "$host" | tr ',' '\n' |
         sed -n "s|^\"manifest_path\":\"\(.*/$1-$made_for\)/Cargo.toml\"\$|\1|p"
 }
 
