@@ -27,7 +27,7 @@
 //!
 //! Shape: llama.cpp gets a callback and a *slot*, which lives as long as the program, so that no order of dropping, no
 //! copy of the parameters and no thread can leave a context with a dangling pointer. [`Steering`] is a handle to the slot;
-//! what it does is taken over by each graph as it begins. The state machine ([`mod@state`]) knows no tensors; two
+//! what it does is taken over by each graph as it begins. The state machine (`state`) knows no tensors; two
 //! implementations of one trait reach them: `linked` through the declarations that this crate is built with, following
 //! the stream by the data, and `c::host` through nothing but functions that the host exports, following it by the names
 //! of the nodes, for architectures whose names are known to tell it.
@@ -41,6 +41,8 @@ pub mod c;
 mod linked;
 mod slot;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

