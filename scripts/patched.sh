@@ -30,9 +30,10 @@ for crate in llama-cpp-sys-2 llama-cpp-2; do
 done
 command -v git >/dev/null 2>&1 || fail "git is missing, which applies the patches"
 
-# Where cargo has unpacked a crate.
+# Where cargo has unpacked a crate; what other platforms need it may not have.
+host=$(rustc -vV | sed -n 's/^host: //p')
 source_of() {
-    cargo metadata --format-version 1 --locked | tr ',' '\n' |
+    cargo metadata --format-version 1 --locked --filter-platform "$host" | tr ',' '\n' |
         sed -n "s|^\"manifest_path\":\"\(.*/$1-$made_for\)/Cargo.toml\"\$|\1|p"
 }
 
@@ -76,7 +77,7 @@ rm "$out/ggsteer/src/main.rs"
 cp -p patches/llama-cpp-2/params.rs "$out/ggsteer/src/runtime/params.rs"
 cp -p patches/llama-cpp-2/eval_callback.rs "$out/ggsteer/tests/"
 {
-    sed '/^\[\[bin\]\]/,/^$/d' Cargo.toml
+    sed -e '/^\[\[bin\]\]/,/^$/d' -e '/^crate-type/d' Cargo.toml
     printf '\n[workspace]\n\n[patch.crates-io]\n'
     printf 'llama-cpp-2 = { path = "../llama-cpp-2" }\nllama-cpp-sys-2 = { path = "../llama-cpp-sys-2" }\n'
 } >"$out/ggsteer/Cargo.toml"
@@ -95,6 +96,11 @@ if [ ! -d "$build" ] && [ -d "$release/deps" ]; then
     mv "$build.new" "$build"
 fi
 
+# What cargo tells a test that runs this would make build scripts run again.
+for name in $(env | sed -n -E 's/^(CARGO_(PKG|MANIFEST|CRATE|BIN|PRIMARY)[A-Z_0-9]*)=.*/\1/p'); do
+    unset "$name"
+done
+export CARGO_INCREMENTAL=0
 run() { (cd "$out/ggsteer" && CARGO_TARGET_DIR=$build cargo "$@"); }
 # Compiled faster; what computes is in ggml.
 tests='--release --offline --config profile.release.package.ggsteer.opt-level=1
@@ -103,7 +109,9 @@ tests='--release --offline --config profile.release.package.ggsteer.opt-level=1
 case ${1:-build} in
 build)
     run test --no-run $tests
-    echo "$build"/release/build/llama-cpp-sys-2-*/out/build/bin/logits
+    # The newest, where other options have built another.
+    # shellcheck disable=SC2012 # cargo's names are plain
+    ls -t "$build"/release/build/llama-cpp-sys-2-*/out/build/bin/logits | head -n 1
     ;;
 test) GGSTEER_PATCHED=1 run test $tests -- --nocapture --skip outside ;;
 bench) run bench --offline --bench projection ;;

@@ -15,13 +15,16 @@ unsafe impl Send for UserData {}
 // SAFETY: as above.
 unsafe impl Sync for UserData {}
 
-/// Sets the callback and its user data.
-pub(super) fn set_eval_callback(
+/// Sets the callback and its user data, where there is none yet.
+pub(crate) fn set_eval_callback(
     params: &mut LlamaContextParams,
     callback: sys::ggml_backend_sched_eval_callback,
     user_data: *mut c_void,
 ) -> Result<(), Error> {
     let callback = callback.ok_or(Error::Params)?;
+    if params.has_eval_callback() {
+        return Err(Error::CallbackTaken);
+    }
     let user_data = UserData(user_data);
     *params = std::mem::take(params).with_eval_callback(move |node| {
         let UserData(user_data) = &user_data;

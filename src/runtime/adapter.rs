@@ -112,10 +112,10 @@ unsafe fn llama_set_adapter_cvec_proj(
 /// # Safety
 /// `ctx` is alive.
 unsafe fn set_projection(ctx: *mut sys::llama_context, directions: &[f32], n_embd: usize, scale: f32) -> i32 {
-    let scales = vec![scale; directions.len() / n_embd];
     // What the bindings have goes before the function above, as the nearer import.
     #[allow(clippy::wildcard_imports)]
     use llama_cpp_sys_2::*;
+    let scales = vec![scale; directions.len() / n_embd];
     let ctx: *mut llama_context = ctx;
     // SAFETY: the caller vouches for `ctx`; the arrays hold as many directions and scales as said, and are copied.
     unsafe {
@@ -212,15 +212,16 @@ impl Stock {
     pub fn set_control_vector(&mut self, path: &Path, scale: f32) -> Result<(), Error> {
         let vector = control_vector(path, self.n_embd, self.n_layer, scale)?;
         log::take_complaints();
-        // SAFETY: the context is alive; `data` holds n_embd floats a block from block 1 on, and is copied by the call.
+        let (ctx, n_embd) = (self.ctx.as_ptr(), self.n_embd);
         let code = match &vector {
-            ControlVector::Add(data) => unsafe {
-                let (ctx, n_embd, last) = (self.ctx.as_ptr(), self.n_embd as i32, self.n_layer as i32);
-                sys::llama_set_adapter_cvec(ctx, data.as_ptr(), data.len(), n_embd, 1, last)
-            },
-            // SAFETY: as above.
+            ControlVector::Add(data) => {
+                let last = self.n_layer as i32;
+                // SAFETY: the context is alive; `data` holds n_embd floats a block from block 1 on, and is copied.
+                unsafe { sys::llama_set_adapter_cvec(ctx, data.as_ptr(), data.len(), n_embd as i32, 1, last) }
+            }
+            // SAFETY: the context is alive.
             ControlVector::Project(directions, scale) => unsafe {
-                set_projection(self.ctx.as_ptr(), directions, self.n_embd, *scale)
+                set_projection(ctx, directions, n_embd, *scale)
             },
         };
         let refused = |why: String| Error::Adapter { path: path.to_path_buf(), why };
