@@ -6,8 +6,8 @@
 # .cargo/config.toml, the one place from which make and plain cargo take it, so that there is one build of llama.cpp.
 # A run that finds everything in place changes nothing and says nothing.
 #
-# With the argument `test` it also finds or installs what only tests need: Python's GGUF reader and OpenAI client,
-# curl and a Chromium.
+# With the argument `test` it also finds or installs what only tests need: Python's GGUF reader and OpenAI client, curl,
+# strace, a Chromium, and llama-cpp-python, which is compiled (three minutes on 2 cores, once).
 #
 # GGSTEER_SETUP=wheels takes the wheels even where the system could give the packages.
 set -eu
@@ -17,6 +17,7 @@ cmake_wheel='cmake==3.31.6'
 libclang_wheel='libclang==18.1.1'
 gguf_wheel='gguf==0.19.0'
 openai_wheel='openai==3.57.0'
+llama_source='llama-cpp-python==0.3.36'
 wheels=.tools/python
 log=.tools/setup.log
 config=.cargo/config.toml
@@ -181,6 +182,11 @@ if [ "${1:-}" = test ]; then
         system_package curl
         have curl || fail "curl could not be installed (see $log): install it"
     fi
+    if [ "$(uname)" = Linux ] && ! have strace; then
+        say "installing strace: a test makes system calls fail with it"
+        system_package strace
+        have strace || say "strace could not be installed (see $log): the test of what a failing disk does will be skipped"
+    fi
 fi
 
 # Tests open pages in a browser.
@@ -197,6 +203,34 @@ if [ "${1:-}" = test ] && [ "${GGSTEER_NO_BROWSER:-}" != 1 ] && ! has_chromium; 
     system_package chromium --cask
     has_chromium || fail "chromium could not be installed (see $log): install it, or say where a Chromium or Chrome is" \
         "with CHROMIUM=/path, or leave its tests out with GGSTEER_NO_BROWSER=1"
+fi
+
+# A test steers llama-cpp-python, which brings a llama.cpp of its own. It is built for any processor, and for building fast
+# rather than for running fast.
+llama=.tools/llama-cpp-python
+if [ "${1:-}" = test ] && [ "${GGSTEER_NO_LLAMA_CPP_PYTHON:-}" != 1 ] && [ "$(cat "$llama/source" 2>/dev/null)" != "$llama_source" ]; then
+    mkdir -p .tools
+    say "building $llama_source from PyPI in $llama, three minutes on 2 cores: a test runs the plugin in it"
+    options="-DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF"
+    options="$options -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DCMAKE_UNITY_BUILD_BATCH_SIZE=16"
+    for project in llama.cpp ggml; do
+        options="$options -DCMAKE_PROJECT_${project}_INCLUDE=$PWD/scripts/llama-cpp-python.cmake"
+    done
+    rm -rf "$llama"
+    if have python3 && (
+        if ! system_cmake; then PATH="$PWD/$wheels/cmake/data/bin:$PATH"; fi
+        export PATH CFLAGS='-O1 -DNDEBUG' CXXFLAGS='-O1 -DNDEBUG' CMAKE_ARGS="$options"
+        export CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN)}"
+        pip_install "$llama" --no-binary llama-cpp-python --config-settings=cmake.build-type=None "$llama_source"
+    ); then
+        echo "$llama_source" >"$llama/source"
+    else
+        # Not an end to all tests: this one says that it is left out, and what was told here.
+        rm -rf "$llama"
+        mkdir -p "$llama"
+        tail -n 20 "$log" >"$llama/failed"
+        say "$llama_source could not be built (see $log): its test will be SKIPPED; look there for what it lacks"
+    fi
 fi
 
 # ggml's options for this processor, as lines NAME=ON. Measured with scripts/flags-bench.sh on a processor with AVX-512 (12

@@ -15,6 +15,13 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod projection;
+
+pub use projection::{Projection, Side};
+
+/// After an erasure, what is left along a direction may be this part of ‖x‖ at most.
+const ABLATED: f64 = 1e-4;
+
 /// What makes a set of vectors unusable as an intervention.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Error {
@@ -100,7 +107,7 @@ impl Basis {
     }
 }
 
-/// Which tokens an addition is made at.
+/// Which tokens something is done at.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Positions {
     /// All of them, as Arditi et al. 2024 do.
@@ -108,6 +115,20 @@ pub enum Positions {
     All,
     /// Those of the prompt: what is generated goes on by itself, which keeps a large coefficient fluent.
     Prompt,
+    /// Those that are generated: the prompt is read as it is.
+    Generated,
+}
+
+impl Positions {
+    /// Whether a token of the prompt, or a generated one, is among them.
+    #[must_use]
+    pub fn include(self, prompt: bool) -> bool {
+        match self {
+            Self::All => true,
+            Self::Prompt => prompt,
+            Self::Generated => !prompt,
+        }
+    }
 }
 
 /// c·v added to the output of one block.
@@ -126,8 +147,31 @@ pub struct Addition {
 pub struct Intervention {
     /// Erased after every write to the stream.
     pub ablate: Basis,
-    /// Added at their blocks' outputs, after the ablation there.
+    /// Taken out in part, one after the other, after the ablation at the same write. They are for a running model
+    /// alone: no edit of weights does the same.
+    pub project: Vec<Projection>,
+    /// Added at their blocks' outputs, after what is taken out there.
     pub add: Vec<Addition>,
+}
+
+/// A write to the stream, as an intervention needs to know it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Write {
+    /// The 0-based block that writes.
+    pub block: usize,
+    /// The last of the block: its output.
+    pub output: bool,
+    /// By a token of the prompt, not a generated one.
+    pub prompt: bool,
+}
+
+/// An erasure that did not come out: the stream is not a number, or too large for f32.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Left {
+    /// How far r·x is from where it should be.
+    pub component: f64,
+    /// ‖x‖ before.
+    pub norm: f64,
 }
 
 impl Intervention {
@@ -136,7 +180,7 @@ impl Intervention {
     /// # Errors
     /// As [`Basis::new`].
     pub fn ablate<V: AsRef<[f32]>>(directions: &[V]) -> Result<Self, Error> {
-        Ok(Self { ablate: Basis::new(directions)?, add: Vec::new() })
+        Ok(Self { ablate: Basis::new(directions)?, ..Self::default() })
     }
 
     /// Add `scale · vector` at the output of `block`, at `positions`.
@@ -148,13 +192,59 @@ impl Intervention {
         if let Some(element) = vector.iter().position(|x| !x.is_finite()) {
             return Err(Error::NotFinite { index: 0, element });
         }
-        Ok(Self { ablate: Basis::default(), add: vec![Addition { block, vector, positions }] })
+        Ok(Self { add: vec![Addition { block, vector, positions }], ..Self::default() })
     }
 
     /// The width of every vector.
     pub fn widths(&self) -> impl Iterator<Item = usize> + '_ {
         let erased = self.ablate.vectors().iter().map(Vec::len);
-        erased.chain(self.add.iter().map(|a| a.vector.len()))
+        let projected = self.project.iter().map(|p| p.unit().len());
+        erased.chain(projected).chain(self.add.iter().map(|a| a.vector.len()))
+    }
+
+    /// The blocks that it names, each with what is to be there.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = (&'static str, usize)> + '_ {
+        let projected = self.project.iter().map(|p| ("projection", p.first_block()));
+        projected.chain(self.add.iter().map(|a| ("addition", a.block)))
+    }
+
+    /// Whether it does not do the same at the prompt and at what is generated.
+    #[must_use]
+    pub fn tells_positions(&self) -> bool {
+        self.project.iter().any(Projection::tells_positions)
+            || self.add.iter().any(|a| a.positions != Positions::All)
+    }
+
+    /// Nothing is done at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ablate.is_empty() && self.project.is_empty() && self.add.is_empty()
+    }
+
+    /// What is done to one row of the stream (`n_embd`) after a write. At a block's output it is checked.
+    pub(crate) fn apply(&self, x: &mut [f32], at: Write) -> Result<(), Left> {
+        let erases = !self.ablate.is_empty() || !self.project.is_empty();
+        let norm = (erases && at.output).then(|| dot(x, x).sqrt());
+        if !self.ablate.is_empty() {
+            self.ablate.ablate(x);
+            if let Some(norm) = norm {
+                let component = self.ablate.component(x);
+                // A NaN anywhere makes the norm NaN, and the comparison false.
+                let erased = component <= ABLATED * norm;
+                if !erased {
+                    return Err(Left { component, norm });
+                }
+            }
+        }
+        for projection in &self.project {
+            projection.apply(x, at, norm)?;
+        }
+        for addition in self.add.iter().filter(|a| at.output && a.block == at.block) {
+            if addition.positions.include(at.prompt) {
+                x.iter_mut().zip(&addition.vector).for_each(|(x, v)| *x += v);
+            }
+        }
+        Ok(())
     }
 }
 

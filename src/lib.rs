@@ -76,6 +76,7 @@ pub mod intervention;
 pub mod near;
 pub mod optimize;
 pub mod output;
+pub mod plugin;
 pub mod prompts;
 pub mod quant;
 pub mod random;

@@ -31,6 +31,8 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use std::ffi::{CStr, CString};
+use std::sync::Mutex;
 use std::thread::JoinHandle;
 
 use tempfile::TempPath;
@@ -108,6 +110,7 @@ pub struct OutputFile {
     can_share: Option<bool>,
     /// Where the bytes are until then; gone when dropped.
     temporary: TempPath,
+    listed: Listed,
 }
 
 impl OutputFile {
@@ -178,6 +181,7 @@ impl OutputFile {
             synced: 0,
             syncing: None,
             can_share: None,
+            listed: Listed::new(&temporary),
             temporary,
         })
     }
@@ -250,7 +254,9 @@ impl OutputFile {
 
     /// Renames what is on the disk to its path.
     fn place(self) -> Result<(), OutputError> {
-        let Self { path, force, temporary, .. } = self;
+        let Self { path, force, temporary, listed, .. } = self;
+        // No more to be removed: once it is renamed, its name may become another's.
+        drop(listed);
         let kept = if force { temporary.persist(&path) } else { temporary.persist_noclobber(&path) };
         kept.map_err(|e| match e.error.kind() {
             io::ErrorKind::AlreadyExists => OutputError::Exists { path },
@@ -260,6 +266,39 @@ impl OutputFile {
 
     fn fail(&self, doing: &'static str, source: io::Error) -> OutputError {
         OutputError::Io { path: self.path.clone(), doing, source }
+    }
+}
+
+/// The paths of the temporary files under way in this process.
+static UNFINISHED: Mutex<Vec<CString>> = Mutex::new(Vec::new());
+
+/// One of them, for as long as this lives.
+#[derive(Debug)]
+struct Listed(Option<CString>);
+
+impl Listed {
+    fn new(path: &Path) -> Self {
+        let path = CString::new(path.as_os_str().as_encoded_bytes()).ok();
+        if let (Some(path), Ok(mut all)) = (&path, UNFINISHED.lock()) {
+            all.push(path.clone());
+        }
+        Self(path)
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        if let (Some(path), Ok(mut all)) = (&self.0, UNFINISHED.lock()) {
+            all.retain(|other| other != path);
+        }
+    }
+}
+
+/// Has `remove` take away every unfinished output, for a process about to end on the spot. Neither waits nor allocates
+/// itself, so that a signal handler may call it.
+pub(crate) fn abandon(remove: &dyn Fn(&CStr)) {
+    if let Ok(all) = UNFINISHED.try_lock() {
+        all.iter().for_each(|path| remove(path));
     }
 }
 

@@ -115,7 +115,8 @@ fn collected_inputs_are_those_of_a_plain_forward_pass_at_every_token() {
         assert_eq!(made.targets.len(), 6);
         let r = unit(64, 3);
         let ablation = Arc::new(Intervention::ablate(&[&r]).unwrap());
-        let cases = [(None, Edit::default()), (Some(&ablation), Edit { ablate: Some(&r), add: None })];
+        let cases =
+            [(None, Edit::default()), (Some(&ablation), Edit { ablate: Some(&r), ..Edit::default() })];
         for (intervention, edit) in cases {
             let calibration =
                 run(&mut session(&made.model, 64, 1), &made.targets, intervention, &Options::default());
@@ -143,7 +144,7 @@ fn what_experts_are_given_goes_to_their_slices() {
     let r = unit(64, 3);
     let ablation = Arc::new(Intervention::ablate(&[&r]).unwrap());
     for (intervention, edit) in
-        [(None, Edit::default()), (Some(&ablation), Edit { ablate: Some(&r), add: None })]
+        [(None, Edit::default()), (Some(&ablation), Edit { ablate: Some(&r), ..Edit::default() })]
     {
         let calibration =
             run(&mut session(&made.model, 64, 1), &made.targets, intervention, &Options::default());
@@ -218,7 +219,7 @@ fn answers_are_sampled_behind_their_prompts() {
     let mut expected = [Rows::new(), Rows::new()];
     for (mut ids, answer) in prompts.into_iter().zip(answers) {
         ids.extend(answer.tokens.iter().map(|t| t.0));
-        let trace = forward(&made.tiny, &ids, Edit { ablate: Some(&r), add: None });
+        let trace = forward(&made.tiny, &ids, Edit { ablate: Some(&r), ..Edit::default() });
         expected[0].extend_from_slice(&trace.attn_output_in[2]);
         expected[1].extend_from_slice(&trace.ffn_down_in[2]);
     }

@@ -99,7 +99,7 @@ fn perplexity_is_llama_cpps_by_an_independent_forward_pass() {
         // 16: three chunks to a batch; 33: one; 100: three batches to a chunk.
         for n_ctx in [16, 33, 100] {
             for (intervention, edit) in
-                [(None, Edit::default()), (Some(&ablate), Edit { ablate: Some(&r), add: None })]
+                [(None, Edit::default()), (Some(&ablate), Edit { ablate: Some(&r), ..Edit::default() })]
             {
                 let mut nll = Vec::new();
                 for chunk in tokens.chunks_exact(n_ctx) {
@@ -191,7 +191,7 @@ fn kl_runs_along_the_bases_own_answers() {
     for ((prompt, own), found) in prompts.iter().zip(&own).zip(&found) {
         let sequence = [ids(&prompt.tokens), ids(own)].concat();
         let plain = forward(&tiny, &sequence, Edit::default()).logits;
-        let ablated = forward(&tiny, &sequence, Edit { ablate: Some(&r), add: None }).logits;
+        let ablated = forward(&tiny, &sequence, Edit { ablate: Some(&r), ..Edit::default() }).logits;
         assert_eq!(found.len(), n);
         for (j, &found) in found.iter().enumerate() {
             let at = prompt.tokens.len() - 1 + j;

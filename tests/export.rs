@@ -267,11 +267,12 @@ fn llama_cpp_is_kept_from_stopping_the_process() {
     // llama.cpp's words are kept for the whole process, where other tests may take them: not looked at here.
     assert!(matches!(other.set_lora(&untied.export, 1.0), Err(Error::Adapter { .. })));
     assert!(stock.set_lora(&tied.model, 1.0).is_err());
-    let first = Direction::new(unit(64, 5), 0, Provenance::default()).unwrap();
+    let meta = Provenance { mode: Some("add".into()), ..Provenance::default() };
+    let first = Direction::new(unit(64, 5), 0, meta.clone()).unwrap();
     first.save(&tied.export, true).unwrap();
     let error = stock.set_control_vector(&tied.export, 1.0).unwrap_err().to_string();
     assert!(error.contains("direction.0") && error.contains("1 to 2"), "{error}");
-    let narrow = Direction::new(unit(32, 5), 1, Provenance::default()).unwrap();
+    let narrow = Direction::new(unit(32, 5), 1, meta).unwrap();
     narrow.save(&tied.export, true).unwrap();
     let error = stock.set_control_vector(&tied.export, 1.0).unwrap_err().to_string();
     assert!(error.contains("n_embd 32"), "{error}");

@@ -118,7 +118,7 @@ fn cases(model: &tiny::Model) -> Vec<Case> {
 }
 
 fn edit<'a>(what: &str, r: &'a [f32], scale: Option<f32>) -> Edit<'a> {
-    Edit { ablate: (what == "ablation").then_some(r), add: scale.map(|c| (1, r, c)) }
+    Edit { ablate: (what == "ablation").then_some(r), add: scale.map(|c| (1, r, c)), shift: None }
 }
 
 #[test]

@@ -240,7 +240,7 @@ fn an_addition_in_the_file_is_the_addition_of_the_hook() {
         folder.direction("r.gguf", arch.name(), &r);
         folder.direction("v.gguf", arch.name(), &v);
         let add = Intervention::add(1, &v, -3.0, Positions::All).unwrap();
-        let both = Intervention { ablate: Intervention::ablate(&[&r]).unwrap().ablate, add: add.add.clone() };
+        let both = Intervention { add: add.add.clone(), ..Intervention::ablate(&[&r]).unwrap() };
         for (line, hook) in [("", add), ("--direction r.gguf", both)] {
             let line = format!("orthogonalize model.gguf {line} --add v.gguf --scale -3 --force -o out.gguf");
             json(&folder, &line);

@@ -183,7 +183,8 @@ impl VectorArgs {
             )),
             Mode::Project => warn(
                 "stock llama.cpp only adds: loaded with --control-vector this file pushes TOWARD the behaviour. It is \
-                 for programs that read glp.mode; for stock llama.cpp take `ggsteer export lora`",
+                 for programs that read glp.mode, as llama.cpp with the patches in patches/; for stock llama.cpp take \
+                 `ggsteer export lora`",
             ),
         }
         let output = VectorOutput {

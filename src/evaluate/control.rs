@@ -21,7 +21,9 @@ pub fn control(intervention: &Intervention, seed: u64) -> Result<Intervention, E
         let vector = vector.iter().map(|x| x * scale).collect();
         Addition { vector, ..*addition }
     });
-    Ok(Intervention { ablate: Basis::new(&erased)?, add: add.collect() })
+    let add = add.collect();
+    let project = intervention.project.iter().map(|p| p.along(&direction(p.unit().len(), &mut random)));
+    Ok(Intervention { ablate: Basis::new(&erased)?, project: project.collect::<Result<_, _>>()?, add })
 }
 
 /// `n_embd` numbers, spread evenly over directions.
@@ -33,7 +35,7 @@ fn direction(n_embd: usize, random: &mut SplitMix64) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::intervention::Positions;
+    use crate::intervention::{Positions, Projection};
 
     fn length(v: &[f32]) -> f64 {
         dot(v, v).sqrt()
@@ -56,5 +58,11 @@ mod tests {
         assert_eq!(control(&erased, 1).unwrap().ablate.vectors().len(), 2);
         assert_eq!(control(&erased, 1), control(&erased, 1));
         assert_ne!(control(&erased, 1), control(&erased, 2));
+
+        let capped = Projection::new(&v).unwrap().center(2.0).blocks(3..5);
+        let random = control(&Intervention { project: vec![capped.clone()], ..Intervention::default() }, 1);
+        let random = random.unwrap().project.remove(0);
+        assert!(dot(random.unit(), capped.unit()).abs() < 0.25);
+        assert_eq!(random.along(&v), Ok(capped), "the same but for the direction");
     }
 }

@@ -168,6 +168,16 @@ pub enum GgufError {
         /// The length of the file.
         end: u64,
     },
+    /// The file goes on long after the data of its tensors.
+    #[error(
+        "the file's tensors end at {expected}, the file only at {found}: damaged, or preallocated and never cut"
+    )]
+    Tail {
+        /// The end of the last tensor's data.
+        expected: u64,
+        /// The length of the file.
+        found: u64,
+    },
     /// A part of a split model whose name is not the one by which llama.cpp finds the others.
     #[error(
         "{}: is part {no} of {count} of a split model, and its name does not end in {expected:?}: rename the parts",

@@ -17,6 +17,8 @@
 
 mod amend;
 mod cursor;
+#[cfg(target_os = "linux")]
+mod cut;
 mod error;
 mod file;
 mod reader;
@@ -26,6 +28,8 @@ mod value;
 mod writer;
 
 pub use amend::{Changes, PADDING_KEY, amended_header};
+#[cfg(target_os = "linux")]
+pub use cut::exit_on_cut_file;
 pub use error::GgufError;
 pub use file::{GgufFile, Part, fingerprint};
 pub use reader::{Gguf, TensorInfo};

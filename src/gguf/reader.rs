@@ -10,6 +10,10 @@ use crate::quant::GgmlType;
 
 type Result<T> = std::result::Result<T, GgufError>;
 
+/// Bytes that may follow the last tensor's data. llama.cpp takes any number, and then reads them all, which on a sparse
+/// file of a terabyte takes hours.
+const MAX_TAIL: u64 = 1 << 30;
+
 /// A parsed header: metadata and tensors in the file's order, and where everything lies.
 #[derive(Debug, Clone)]
 pub struct Gguf {
@@ -85,17 +89,22 @@ impl Gguf {
         if data_start > file_len {
             return Err(at.truncated("padding after the header".into(), data_start - header_end));
         }
+        let mut data_end = data_start;
         for info in &tensors {
             let start = data_start.checked_add(info.offset);
             let end = start.and_then(|start| start.checked_add(info.bytes));
-            if end.is_none_or(|end| end > file_len) {
+            let Some(end) = end.filter(|end| *end <= file_len) else {
                 return Err(GgufError::Data {
                     name: info.name.clone(),
                     needed: info.bytes,
                     offset: start.unwrap_or(u64::MAX),
                     end: file_len,
                 });
-            }
+            };
+            data_end = data_end.max(end);
+        }
+        if file_len - data_end > MAX_TAIL {
+            return Err(GgufError::Tail { expected: data_end, found: file_len });
         }
         let data_starts = vec![data_start];
         Ok(Self { version, alignment, metadata, tensors, pair_ranges, data_starts, file_len })

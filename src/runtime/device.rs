@@ -356,6 +356,9 @@ unsafe extern "C" fn leave(message: *const c_char) {
     let words = message.rsplit_once(".cpp:").map_or(message.as_str(), |(_, rest)| rest);
     let words = words.trim_start_matches(|c: char| c.is_ascii_digit() || c == ':').trim();
     eprintln!("error: ggml gave up: {}", words.lines().next().unwrap_or_default());
+    crate::output::abandon(&|path| {
+        let _ = path.to_str().map(std::fs::remove_file);
+    });
     // Not `exit`: other threads are at work on what its handlers would take down.
     signal_hook::low_level::exit(1);
 }

@@ -18,10 +18,7 @@ pub use error::HookError;
 
 use super::rows::{self, RowsMut, text};
 use super::stream::{Place, Tracker, name};
-use crate::intervention::{Intervention, Positions, dot};
-
-/// After ablation, |r·x| may be this part of ‖x‖ at most.
-const ABLATED: f64 = 1e-4;
+use crate::intervention::{Intervention, Left, dot};
 
 /// Where a captured row comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,8 +117,8 @@ impl Hook {
         let last = self.n_block.saturating_sub(1);
         self.batch = batch;
         self.plan = plan.cloned().unwrap_or_default();
-        let additions = (self.batch.interventions.iter().flat_map(|i| &i.add)).map(|a| ("addition", a.block));
-        self.error = (additions.chain(self.plan.probes.iter().map(|p| ("probe", p.block))))
+        let named = self.batch.interventions.iter().flat_map(|i| i.blocks());
+        self.error = (named.chain(self.plan.probes.iter().map(|p| ("probe", p.block))))
             .find(|(_, block)| *block > last)
             .map(|(what, block)| HookError::NoSuchBlock { what, block, last });
         self.tracker.reset();
@@ -184,9 +181,9 @@ impl Hook {
         // SAFETY: passed on from the caller.
         let place = unsafe { self.tracker.place(t) };
         self.pending = Some(place);
-        if place.begins_anew
+        if let Some(normed) = place.begins_behind
             // SAFETY: as above.
-            && let Err(error) = unsafe { self.restore(t) }
+            && let Err(error) = unsafe { self.restore(&*t, normed) }
         {
             self.error.get_or_insert(error);
         }
@@ -203,16 +200,14 @@ impl Hook {
         (place.writes && self.intervenes()) || unsafe { self.wanted_writer(t) }.is_some()
     }
 
-    /// Undoes what was done to the embedding when the stream turns out to begin at `t` only, behind a norm of the
-    /// embedding. That norm is asked about and not yet computed, as it is wanted by nobody before `t`.
+    /// Undoes what was done to the embedding when the stream turns out to begin at `node` only, behind a norm of the
+    /// embedding. That norm is asked about and not yet computed, as it is wanted by nobody before `node`.
     ///
     /// # Safety
-    /// As [`Hook::ask`], for a norm's product.
-    unsafe fn restore(&mut self, t: *const sys::ggml_tensor) -> Result<(), HookError> {
+    /// As [`Hook::ask`]; `normed` is the address of what the norm reads.
+    unsafe fn restore(&mut self, node: &sys::ggml_tensor, normed: usize) -> Result<(), HookError> {
         let Some((first, rows)) = self.first.take() else { return Ok(()) };
-        // SAFETY: the caller vouches for `t`; its source is a norm, which has a source.
-        let (node, normed) = unsafe { (&*t, (*(*t).src[0]).src[0]) };
-        if first != normed {
+        if first.addr() != normed {
             return Err(HookError::NotTheStream { block: 0, node: text(node) });
         }
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -265,7 +260,7 @@ impl Hook {
         }
         if self.intervenes() && (place.writes || place.block_output.is_some()) {
             // SAFETY: passed on from the caller.
-            unsafe { self.intervene(t, place.block_output) }?;
+            unsafe { self.intervene(t, &place) }?;
         }
         if let Some(block) = place.block_output
             && self.plan.stream
@@ -292,11 +287,7 @@ impl Hook {
 
     /// # Safety
     /// As [`Hook::computed`].
-    unsafe fn intervene(
-        &mut self,
-        t: *mut sys::ggml_tensor,
-        output_of: Option<usize>,
-    ) -> Result<(), HookError> {
+    unsafe fn intervene(&mut self, t: *mut sys::ggml_tensor, place: &Place) -> Result<(), HookError> {
         // SAFETY: passed on from the caller.
         let node = unsafe { &*t };
         let rows = self.rows_of(node)?;
@@ -313,7 +304,7 @@ impl Hook {
         self.first.get_or_insert_with(|| (t, data.rows().to_vec()));
         // One thread: the work is a thousandth of the matrix products', and those keep their threads spinning.
         let result = (data.rows().chunks_exact_mut(n_embd).enumerate())
-            .try_for_each(|(i, row)| self.intervene_row(self.token(&rows, i), row, output_of));
+            .try_for_each(|(i, row)| self.intervene_row(self.token(&rows, i), row, place));
         data.write_back();
         self.buffer = buffer;
         result
@@ -326,28 +317,11 @@ impl Hook {
         }
     }
 
-    fn intervene_row(&self, token: usize, x: &mut [f32], output_of: Option<usize>) -> Result<(), HookError> {
+    fn intervene_row(&self, token: usize, x: &mut [f32], place: &Place) -> Result<(), HookError> {
         let Row { intervention: Some(i), prompt, .. } = self.batch.rows[token] else { return Ok(()) };
-        let intervention = &self.batch.interventions[i];
-        if !intervention.ablate.is_empty() {
-            let norm = output_of.map(|block| (block, dot(x, x).sqrt()));
-            intervention.ablate.ablate(x);
-            if let Some((block, norm)) = norm {
-                let component = intervention.ablate.component(x);
-                // A NaN anywhere makes the norm NaN, and the comparison false.
-                let erased = component <= ABLATED * norm;
-                if !erased {
-                    return Err(HookError::NotAblated { block, token, component, norm });
-                }
-            }
-        }
-        for addition in intervention.add.iter().filter(|a| Some(a.block) == output_of) {
-            if addition.positions == Positions::Prompt && !prompt {
-                continue;
-            }
-            x.iter_mut().zip(&addition.vector).for_each(|(x, v)| *x += v);
-        }
-        Ok(())
+        let at = place.write(prompt);
+        let (block, left) = (at.block, self.batch.interventions[i].apply(x, at));
+        left.map_err(|Left { component, norm }| HookError::NotAblated { block, token, component, norm })
     }
 
     /// # Safety

@@ -24,12 +24,12 @@ mod generate;
 mod hook;
 mod log;
 mod model;
-mod params;
+pub(crate) mod params;
 mod quantize;
-mod rows;
+pub(crate) mod rows;
 pub mod sampling;
 mod session;
-mod stream;
+pub(crate) mod stream;
 pub mod template;
 
 use std::path::PathBuf;
@@ -111,6 +111,9 @@ pub enum Error {
         "llama-cpp-2's context parameters are not laid out as expected; build against the pinned version"
     )]
     Params,
+    /// An eval callback was set before.
+    #[error("these context parameters have an eval callback already: llama.cpp calls one a context")]
+    CallbackTaken,
     /// Nothing to compute.
     #[error("the prompt has no tokens")]
     EmptyPrompt,

@@ -16,8 +16,8 @@ use super::Error;
 const _: () = assert!(size_of::<LlamaContextParams>() == size_of::<sys::llama_context_params>());
 const _: () = assert!(align_of::<LlamaContextParams>() == align_of::<sys::llama_context_params>());
 
-/// Sets the callback and its user data.
-pub(super) fn set_eval_callback(
+/// Sets the callback and its user data, where there is none yet.
+pub(crate) fn set_eval_callback(
     params: &mut LlamaContextParams,
     callback: sys::ggml_backend_sched_eval_callback,
     user_data: *mut c_void,
@@ -33,6 +33,9 @@ pub(super) fn set_eval_callback(
         (*raw).n_ctx = n_ctx;
         if seen != NonZeroU32::new(PROBE) {
             return Err(Error::Params);
+        }
+        if (*raw).cb_eval.is_some() {
+            return Err(Error::CallbackTaken);
         }
         (*raw).cb_eval = callback;
         (*raw).cb_eval_user_data = user_data;

@@ -6,7 +6,7 @@ use super::hook::HookError;
 use super::stream::name;
 
 /// The rows of an f32 tensor: its own memory where the host can reach it, a copy to write back where not.
-pub(super) struct RowsMut<'a> {
+pub(crate) struct RowsMut<'a> {
     t: *mut sys::ggml_tensor,
     rows: &'a mut [f32],
     copied: bool,
@@ -15,7 +15,7 @@ pub(super) struct RowsMut<'a> {
 impl<'a> RowsMut<'a> {
     /// # Safety
     /// `t` is live, computed, synchronised, and not otherwise accessed while this lives.
-    pub(super) unsafe fn of(t: *mut sys::ggml_tensor, buffer: &'a mut Vec<f32>) -> Result<Self, HookError> {
+    pub(crate) unsafe fn of(t: *mut sys::ggml_tensor, buffer: &'a mut Vec<f32>) -> Result<Self, HookError> {
         // SAFETY: the caller vouches for `t`.
         let node = unsafe { &*t };
         // SAFETY: `t` is live.
@@ -40,11 +40,11 @@ impl<'a> RowsMut<'a> {
         Ok(Self { t, rows: &mut buffer[..n], copied: true })
     }
 
-    pub(super) fn rows(&mut self) -> &mut [f32] {
+    pub(crate) fn rows(&mut self) -> &mut [f32] {
         self.rows
     }
 
-    pub(super) fn write_back(&mut self) {
+    pub(crate) fn write_back(&mut self) {
         if self.copied {
             // SAFETY: as many bytes as were read from the tensor in `of`.
             unsafe {
@@ -58,7 +58,7 @@ impl<'a> RowsMut<'a> {
 ///
 /// # Safety
 /// `t` is live, computed and synchronised.
-pub(super) unsafe fn ids(t: &sys::ggml_tensor) -> Result<Vec<i32>, HookError> {
+pub(crate) unsafe fn ids(t: &sys::ggml_tensor) -> Result<Vec<i32>, HookError> {
     if t.type_ != sys::GGML_TYPE_I32 || t.buffer.is_null() {
         return Err(layout(t));
     }
@@ -79,6 +79,6 @@ fn layout(t: &sys::ggml_tensor) -> HookError {
 }
 
 /// The node's name.
-pub(super) fn text(t: &sys::ggml_tensor) -> String {
+pub(crate) fn text(t: &sys::ggml_tensor) -> String {
     String::from_utf8_lossy(name(t)).into_owned()
 }

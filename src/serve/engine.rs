@@ -286,10 +286,11 @@ mod tests {
     use crate::runtime::{ModelOptions, Token};
     use crate::serve::slot::Event;
 
-    fn engine(options: SessionOptions) -> (Engine, Arc<Model>) {
+    fn engine(n_seq: usize, n_batch: usize) -> (Engine, Arc<Model>) {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/gguf-samples/lorekeeper-7m-f16.gguf");
         let model = Arc::new(Model::load(Path::new(path), &ModelOptions::default()).unwrap());
-        let options = SessionOptions { n_threads: 1, n_ctx: 512, ..options };
+        let options =
+            SessionOptions { n_seq, n_batch, n_threads: 1, n_ctx: 512, ..SessionOptions::default() };
         (Engine::start(Arc::clone(&model), options, 8).unwrap(), model)
     }
 
@@ -321,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_panic_fails_its_task_and_the_next_is_computed() {
-        let (engine, model) = engine(SessionOptions { n_seq: 2, ..SessionOptions::default() });
+        let (engine, model) = engine(2, 512);
         // Handlers refuse such a task: without a prompt there are no logits to draw from.
         let (impossible, events) = task(Vec::new(), 4);
         engine.submit(vec![impossible]).unwrap();
@@ -333,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_batch_of_two_tokens_serves_two_at_a_time() {
-        let (engine, model) = engine(SessionOptions { n_seq: 5, n_batch: 2, ..SessionOptions::default() });
+        let (engine, model) = engine(5, 2);
         let questions = ["Who made the hexed lantern?", "How do I bake bread?", "How do I polish a lantern?"];
         let expected: Vec<Option<String>> = (questions.iter())
             .map(|question| {
@@ -351,7 +352,7 @@ mod tests {
 
     #[test]
     fn an_engine_that_ends_says_so_to_all() {
-        let (engine, model) = engine(SessionOptions { n_seq: 1, ..SessionOptions::default() });
+        let (engine, model) = engine(1, 512);
         let prompt = model.prompt("Who made the hexed lantern?").unwrap().tokens;
         let (tasks, events): (Vec<Task>, Vec<_>) = (0..8).map(|_| task(prompt.clone(), 400)).unzip();
         engine.submit(tasks).unwrap();

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
+use serde_json::Value;
 
 use super::directions::Loaded;
 use crate::chat::Named;
@@ -43,12 +43,9 @@ pub enum Which {
     Several(Vec<String>),
 }
 
-/// What is added.
+/// What is added: [`Add::try_from`] says what was wrong where an untagged enum would not, and takes no list for an object.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected a direction's name, {\"direction\", \"scale\", \"block\", \"positions\"}, or a list of these"
-)]
+#[serde(try_from = "Value")]
 pub enum Add {
     /// One.
     One(Term),
@@ -57,13 +54,33 @@ pub enum Add {
 }
 
 /// One addition.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Term {
     /// The raw direction, once, at its own block and at all positions.
     Name(String),
     /// The raw direction in another way.
     Whole(Whole),
+}
+
+impl TryFrom<Value> for Add {
+    type Error = String;
+
+    fn try_from(value: Value) -> Result<Self, String> {
+        let term = |value: Value| {
+            match value {
+            Value::String(name) => Ok(Term::Name(name)),
+            Value::Object(_) => serde_json::from_value(value).map(Term::Whole).map_err(|e| e.to_string()),
+            _ => Err(
+                "expected a direction's name, {\"direction\", \"scale\", \"block\", \"positions\"}, or a list of these"
+                    .into(),
+            ),
+        }
+        };
+        match value {
+            Value::Array(terms) => Ok(Self::Several(terms.into_iter().map(term).collect::<Result<_, _>>()?)),
+            one => term(one).map(Self::One),
+        }
+    }
 }
 
 /// One addition, spelled out.
@@ -73,7 +90,7 @@ pub struct Whole {
     /// Its name.
     pub direction: String,
     /// How much of the raw direction.
-    #[serde(default = "one", deserialize_with = "number")]
+    #[serde(default = "one")]
     pub scale: f32,
     /// 0-based block at whose output it is added, in place of its own.
     #[serde(default)]
@@ -96,13 +113,6 @@ pub enum At {
 
 fn one() -> f32 {
     1.0
-}
-
-/// A number, also where another crate of the program has serde_json keep numbers as text: an untagged enum then knows no
-/// others.
-fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
-    let number = serde_json::Number::deserialize(deserializer)?;
-    number.as_f64().map(|x| x as f32).ok_or_else(|| D::Error::custom("number out of range"))
 }
 
 /// Steering that cannot be applied.
@@ -270,7 +280,7 @@ fn find(directions: &Loaded, name: &str, at: &str) -> Result<Arc<Named>, Steerin
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
     use crate::direction::{Direction, Provenance};
@@ -325,7 +335,9 @@ mod tests {
         for (steering, words) in [
             (json!({"ablat": "a"}), "unknown field `ablat`"),
             (json!({"ablate": 1}), "a direction's name, a list of names, true or false"),
-            (json!({"add": {"direction": "a", "blok": 1}}), "\"positions\""),
+            (json!({"add": {"direction": "a", "blok": 1}}), "unknown field `blok`"),
+            (json!({"add": ["a", 0.5]}), "\"positions\"}, or a list"),
+            (json!({"add": [["a"]]}), "\"positions\"}, or a list"),
             (json!({"ablate": "bb"}), "steering.ablate: no direction is called \"bb\""),
             (json!({"read": ["A b"]}), "steering.read: no direction"),
             (json!({"add": ["a", {"direction": "c"}]}), "steering.add[1]: no direction is called \"c\""),

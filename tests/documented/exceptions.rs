@@ -26,6 +26,7 @@ const COMMANDS: &[(&str, Way, &str)] = &[
         Way::Left,
         "builds llama.cpp, or runs a bench for minutes; that there is such a bench is checked",
     ),
+    (r"sh scripts/patched\.sh.*", Way::Left, "builds llama.cpp for minutes: `tests/patched.rs` runs it"),
     ("(sudo )?apt-get install .*", Way::Left, "changes the machine"),
     (
         "ggsteer abliterate model.gguf -o out.gguf",
@@ -58,6 +59,11 @@ const COMMANDS: &[(&str, Way, &str)] = &[
         "the sample has one direction alone",
     ),
     ("ggsteer optimize .*", Way::With("--trials 60", "--trials 3"), "60 trials take minutes"),
+    (
+        r"(cd examples/plugin && make|\./generate|python3 examples/plugin/).*",
+        Way::Left,
+        "needs a compiler, or a llama.cpp for Python: `tests/plugin/examples.rs` builds and runs them",
+    ),
     ("(llama-|ollama ).*", Way::Left, "another program, which this machine may not have"),
 ];
 

@@ -15,6 +15,23 @@ pub struct Edit<'a> {
     /// (il, v, c), v of n_embd: x ← x + c·v at the output of block il, at all positions. With `ablate` too, the
     /// ablation comes first and the addition second, so the addition survives until the next write.
     pub add: Option<(usize, &'a [f32], f32)>,
+    /// Done after `ablate`, where that is.
+    pub shift: Option<Shift<'a>>,
+}
+
+/// x ← x − α r (r·x − c) where r·x − c has this sign, in these blocks; the embedding is of block 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Shift<'a> {
+    /// Unit r, of n_embd.
+    pub r: &'a [f32],
+    /// c.
+    pub center: f32,
+    /// α.
+    pub strength: f32,
+    /// 1 above the center, −1 below, 0 for both.
+    pub sign: i8,
+    /// First and last block.
+    pub blocks: (usize, usize),
 }
 
 /// What one pass computed. A `Rows` holds one vector a token, in order.
@@ -46,7 +63,7 @@ pub type ByExpert = Vec<Vec<(usize, Vec<f32>)>>;
 pub fn forward(model: &Model, tokens: &[i32], edit: Edit) -> Trace {
     let spec = &model.spec;
     let mut trace = Trace {
-        embedding: embed(model, tokens),
+        embedding: embed(model, tokens, edit),
         ffn_inp: Vec::new(),
         l_out: Vec::new(),
         attn_output_in: Vec::new(),
@@ -54,13 +71,13 @@ pub fn forward(model: &Model, tokens: &[i32], edit: Edit) -> Trace {
         ffn_down_exps_in: Vec::new(),
         logits: Vec::new(),
     };
-    ablate(&mut trace.embedding, edit);
+    ablate(&mut trace.embedding, edit, 0);
 
     let mut stream = trace.embedding.clone();
     for il in 0..spec.n_layer {
         let heads = attention(model, il, &normed(model, &format!("blk.{il}.attn_norm"), &stream));
         write_stream(&mut stream, &linear(model, &format!("blk.{il}.attn_output"), &heads));
-        ablate(&mut stream, edit);
+        ablate(&mut stream, edit, il);
         trace.attn_output_in.push(heads);
         trace.ffn_inp.push(stream.clone());
 
@@ -74,7 +91,7 @@ pub fn forward(model: &Model, tokens: &[i32], edit: Edit) -> Trace {
             write_stream(&mut stream, &linear(model, &format!("blk.{il}.ffn_down"), &hidden));
             trace.ffn_down_in.push(hidden);
         }
-        ablate(&mut stream, edit);
+        ablate(&mut stream, edit, il);
         if let Some((_, v, c)) = edit.add.filter(|add| add.0 == il) {
             for x in &mut stream {
                 x.iter_mut().zip(v).for_each(|(x, v)| *x += c * v);
@@ -89,21 +106,35 @@ pub fn forward(model: &Model, tokens: &[i32], edit: Edit) -> Trace {
     trace
 }
 
-fn embed(model: &Model, tokens: &[i32]) -> Rows {
+fn embed(model: &Model, tokens: &[i32], edit: Edit) -> Rows {
     let d = model.spec.n_embd;
     let row = |name: &str, i: usize| model.get(name)[i * d..][..d].to_vec();
     let mut rows: Rows = tokens.iter().map(|&token| row("token_embd.weight", token as usize)).collect();
     if model.spec.arch == Arch::Gpt2 {
+        // Before the positions are added, it is a write as well.
+        ablate(&mut rows, edit, 0);
         let positions: Rows = (0..tokens.len()).map(|t| row("position_embd.weight", t)).collect();
         write_stream(&mut rows, &positions);
     }
     rows
 }
 
-fn ablate(stream: &mut Rows, edit: Edit) {
+fn ablate(stream: &mut Rows, edit: Edit, il: usize) {
     if let Some(r) = edit.ablate {
-        for x in stream {
+        for x in stream.iter_mut() {
             project_out(x, r);
+        }
+    }
+    let acts = |shift: &Shift| (shift.blocks.0..=shift.blocks.1).contains(&il);
+    if let Some(Shift { r, center, strength, sign, .. }) = edit.shift.filter(acts) {
+        for x in stream {
+            let along: f64 = x.iter().zip(r).map(|(x, r)| f64::from(*x) * f64::from(*r)).sum();
+            let away = along - f64::from(center);
+            if away * f64::from(sign) >= 0.0 {
+                x.iter_mut()
+                    .zip(r)
+                    .for_each(|(x, r)| *x -= (f64::from(strength) * away * f64::from(*r)) as f32);
+            }
         }
     }
 }

@@ -65,7 +65,10 @@ impl Said {
             "system" | "developer" => Role::System,
             "user" => Role::User,
             "assistant" => Role::Assistant,
-            _ => return bad("role", "expected system, developer, user or assistant"),
+            other => {
+                let words = format!("expected system, developer, user or assistant, found {}", quoted(other));
+                return bad("role", &words);
+            }
         };
         let content = match self.content {
             None => return bad("content", "missing"),
@@ -76,11 +79,12 @@ impl Said {
                     match (part.kind.as_str(), part.text) {
                         ("text", Some(more)) => text += &more,
                         ("text", None) => return bad(&format!("content[{j}].text"), "missing"),
-                        _ => {
-                            return bad(
-                                &format!("content[{j}].type"),
-                                "expected text: the model takes nothing else",
+                        (other, _) => {
+                            let words = format!(
+                                "expected text, as the model takes nothing else, found {}",
+                                quoted(other)
                             );
+                            return bad(&format!("content[{j}].type"), &words);
                         }
                     }
                 }
@@ -89,6 +93,11 @@ impl Said {
         };
         Ok(Message::new(role, content))
     }
+}
+
+/// A word of the client's in a message.
+fn quoted(word: &str) -> String {
+    format!("{:?}", word.chars().take(60).collect::<String>())
 }
 
 pub async fn complete(

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::ApiError;
 use crate::random::SplitMix64;
@@ -19,8 +19,8 @@ use crate::serve::limits::{MAX_LOGPROBS, MAX_N, MAX_STOP, MAX_STOP_BYTES};
 use crate::serve::slot::Task;
 use crate::serve::steering::{Applied, Steering};
 
-/// A body that is too large is still read up to so many times the limit: a client hears of it only when it has sent all.
-const LENIENCY: usize = 8;
+/// A body that is too large is still read, and forgotten, up to so many bytes: a client hears of it only when it has sent all.
+const HEARD_OUT: usize = 64 << 20;
 
 /// The whole body of a request, within the limits of size and time.
 pub async fn read_body(app: &App, headers: &HeaderMap, body: Body) -> Result<Vec<u8>, ApiError> {
@@ -39,7 +39,7 @@ async fn collect(body: Body, headers: &HeaderMap, limit: usize) -> Result<Vec<u8
     };
     let told = headers.get(header::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<usize>().ok());
     // Who expects to be told whether to go on is told.
-    let patient = headers.contains_key(header::EXPECT) || told > Some(limit.saturating_mul(LENIENCY));
+    let patient = headers.contains_key(header::EXPECT) || told > Some(HEARD_OUT.max(limit));
     if told > Some(limit) && patient {
         return too_large();
     }
@@ -50,7 +50,7 @@ async fn collect(body: Body, headers: &HeaderMap, limit: usize) -> Result<Vec<u8
         found = found.saturating_add(frame.len());
         if found <= limit {
             bytes.extend_from_slice(&frame);
-        } else if found > limit.saturating_mul(LENIENCY) {
+        } else if found > HEARD_OUT {
             break;
         }
     }
@@ -71,23 +71,28 @@ pub async fn read_json(app: &App, headers: &HeaderMap, body: Body) -> Result<Vec
 /// A value out of JSON; an error names the field.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let words = error.inner().to_string();
-        if error.inner().classify() != serde_json::error::Category::Data {
-            return ApiError::bad(format!("malformed JSON: {words}"));
-        }
-        let path = Some(error.path().to_string()).filter(|path| path != ".");
-        let missing = words.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
-        let said = path.as_ref().map_or(words.clone(), |path| format!("{path}: {words}"));
-        match (path, missing) {
-            (Some(path), Some(field)) => ApiError::bad(said).at(format!("{path}.{field}")),
-            (Some(path), None) => ApiError::bad(said).at(path),
-            (None, Some(field)) => ApiError::bad(said).at(field),
-            (None, None) => ApiError::bad(said),
-        }
-    })?;
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| wrong("", &error))?;
     json.end().map_err(|error| ApiError::bad(format!("malformed JSON: {error}")))?;
     Ok(value)
+}
+
+/// What is wrong with the JSON of `field`, or of the whole body where that is empty.
+fn wrong(field: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
+    let words = error.inner().to_string();
+    if error.inner().classify() != serde_json::error::Category::Data {
+        return ApiError::bad(format!("malformed JSON: {words}"));
+    }
+    let path = error.path().to_string();
+    let path = if path == "." { "" } else { path.as_str() };
+    let missing = words.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+    let joined = |parts: &[&str]| -> String {
+        let parts: Vec<&str> = parts.iter().copied().filter(|part| !part.is_empty()).collect();
+        parts.join(".")
+    };
+    let at = joined(&[field, path]);
+    let said = if at.is_empty() { words.clone() } else { format!("{at}: {words}") };
+    let at = joined(&[&at, missing.unwrap_or_default()]);
+    if at.is_empty() { ApiError::bad(said) } else { ApiError::bad(said).at(at) }
 }
 
 /// The fields that both routes know.
@@ -105,7 +110,8 @@ pub struct Common {
     seed: Option<i64>,
     stop: Option<Stop>,
     n: Option<u64>,
-    steering: Option<Steering>,
+    /// An object: a struct of serde's would take a list too.
+    steering: Option<Map<String, Value>>,
     // Known, and not to be had: whoever asks for them must not believe that they got them.
     tools: Option<Value>,
     tool_choice: Option<Value>,
@@ -192,9 +198,10 @@ impl Common {
         let min_p = within("min_p", self.min_p, 0.0, 1.0)?;
         let top_k = usize::try_from(self.top_k.unwrap_or(0)).unwrap_or(0);
         let seed = self.seed.map_or_else(random, |seed| seed as u64);
-        let steering = match &self.steering {
+        let steering = match self.steering {
             None => &app.options.steering,
-            Some(steering) => steering,
+            Some(map) => &serde_path_to_error::deserialize::<_, Steering>(Value::Object(map))
+                .map_err(|error| wrong("steering", &error))?,
         };
         Ok(Settings {
             stream: self.stream.unwrap_or(false),
