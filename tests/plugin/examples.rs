@@ -113,7 +113,9 @@ fn the_python_example_answers_as_generate_does() {
     }
     let packages = root().join(".tools/llama-cpp-python");
     if let Ok(why) = std::fs::read_to_string(packages.join("failed")) {
-        eprintln!("SKIPPED: llama-cpp-python could not be built here, so the plugin was not tried in Python:\n{why}");
+        eprintln!(
+            "SKIPPED: llama-cpp-python could not be built here, so the plugin was not tried in Python:\n{why}"
+        );
         return;
     }
     assert!(
