@@ -14,7 +14,9 @@ const MAX_NAME: usize = 128;
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// A name that no URL or log line should have.
-    #[error("direction {name:?}: a name has 1 to {MAX_NAME} bytes, no control characters and no slash")]
+    #[error(
+        "direction {name:?}: a name has 1 to {MAX_NAME} bytes, no control characters and no slash, and is not . or .."
+    )]
     Name {
         /// The name.
         name: String,
@@ -86,7 +88,7 @@ impl Registry {
     /// Adds one, or takes it in place of the one of its name: then true.
     pub(super) fn put(&self, name: String, direction: Direction) -> Result<bool, RegistryError> {
         let fits = (1..=MAX_NAME).contains(&name.len());
-        if !fits || name.contains(|c: char| c.is_control() || c == '/') {
+        if !fits || [".", ".."].contains(&&*name) || name.contains(|c: char| c.is_control() || c == '/') {
             return Err(RegistryError::Name { name: name.chars().take(MAX_NAME).collect() });
         }
         let Shape { architecture, n_embd, n_block } = &self.shape;

@@ -66,6 +66,9 @@ fn no_json(server: &Server) {
             refused(server, path, body.as_bytes(), 400, "", &[]);
         }
     }
+    for body in ["[]", "3", "null", "\"words\"", "true"] {
+        refused(server, CHAT, body.as_bytes(), 400, "", &["JSON object"]);
+    }
     refused(server, CHAT, b"{\"messages\": \"\xff\xfe\"}", 400, "", &[]);
     refused(server, CHAT, "[".repeat(90_000).as_bytes(), 400, "", &[]);
     refused(
@@ -84,11 +87,11 @@ fn wrong_chats(server: &Server) {
         (json!({"messages": []}), "messages", &["messages"]),
         (json!({"messages": [{"role": "user"}]}), "", &["content"]),
         (json!({"messages": [{"role": "user", "content": 3}]}), "", &["messages[0]"]),
-        (json!({"messages": [{"role": "wizard", "content": "a"}]}), "", &["role"]),
+        (json!({"messages": [{"role": "wizard", "content": "a"}]}), "", &["role", "wizard"]),
         (
             json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}]}),
             "",
-            &["text"],
+            &["text", "image_url"],
         ),
         (json!({"max_tokens": "many"}), "max_tokens", &["max_tokens"]),
         (json!({"max_tokens": 0}), "max_tokens", &["max_tokens"]),

@@ -25,6 +25,7 @@ struct Request {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object with role and content")]
 struct Said {
     role: String,
     content: Option<Content>,
@@ -38,6 +39,7 @@ enum Content {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object with type and text")]
 struct Part {
     #[serde(rename = "type")]
     kind: String,

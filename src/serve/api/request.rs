@@ -70,6 +70,10 @@ pub async fn read_json(app: &App, headers: &HeaderMap, body: Body) -> Result<Vec
 
 /// A value out of JSON; an error names the field.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // A struct of serde's would take a list too.
+    if matches!(bytes.trim_ascii_start().first(), Some(first) if b"[\"-0123456789tfn".contains(first)) {
+        return Err(ApiError::bad("the body must be a JSON object"));
+    }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| wrong("", &error))?;
     json.end().map_err(|error| ApiError::bad(format!("malformed JSON: {error}")))?;
