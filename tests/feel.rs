@@ -63,6 +63,16 @@ fn the_environment_comes_before_the_projects_file_and_that_before_the_users() {
     assert_eq!(setting(&folder, "", &[("GGSTEER_CONFIG", "other.toml")], "max-tokens").0, "6");
 }
 
+#[test]
+fn a_key_is_set_and_not_shown() {
+    let folder = Folder::new();
+    folder.file("ggsteer.toml", "[serve]\napi-key = \"open-sesame\"\n");
+    for line in ["config serve", "config serve --json"] {
+        let [shown, _] = folder.accepts(line);
+        assert!(shown.contains("api-key") && shown.contains("(set)") && !shown.contains("sesame"), "{shown}");
+    }
+}
+
 /// The answer's number of tokens, and what was said on stderr.
 fn answer(folder: &Folder, line: &str) -> (u64, String) {
     let [stdout, stderr] = folder.accepts(&format!("generate model.gguf --threads 1 --json {line}"));

@@ -227,6 +227,18 @@ mod outside {
         path.to_str().unwrap()
     }
 
+    /// The sample, a model with parallel blocks that write once, and one with norms behind its writers; each with a
+    /// direction.
+    fn three(folder: &Path) -> [(&'static str, PathBuf, Vec<f32>); 3] {
+        let (model, r) = sample(folder);
+        let [parallel, normed] = ["phi2", "gemma2"].map(|arch| {
+            let path = folder.join(arch);
+            spec(arch).random(100).write(&path).unwrap();
+            (arch, path, unit(N_EMBD, 20))
+        });
+        [("sample", model, r), parallel, normed]
+    }
+
     fn spec(arch: &str) -> &'static Spec {
         ADDED.iter().chain(NORMED).find(|spec| spec.name == arch).unwrap()
     }
@@ -244,14 +256,8 @@ mod outside {
     fn a_projecting_control_vector_of_llama_cpps_programs_is_the_hook() {
         let Some(program) = program() else { return };
         let folder = tempfile::tempdir().unwrap();
-        let (model, vector) = (folder.path().join("model.gguf"), folder.path().join("vector.gguf"));
-        let (sample, r) = sample(folder.path());
-        // A parallel block without a write between attention and FFN, and norms behind the writers.
-        let others = ["phi2", "gemma2"].map(|arch| (arch, model.clone(), unit(N_EMBD, 20)));
-        for (name, model, r) in [("sample", sample, r)].into_iter().chain(others) {
-            if name != "sample" {
-                spec(name).random(100).write(&model).unwrap();
-            }
+        let vector = folder.path().join("vector.gguf");
+        for (name, model, r) in three(folder.path()) {
             export(&r, Mode::Project, 1.0, &vector);
             let graph = logits_of(program, &model, &["--control-vector", text(&vector)]);
             let (plain, hook) = (logits(&model, None), hooked(&model, &[r]));
@@ -292,13 +298,8 @@ mod outside {
     fn what_is_added_is_unchanged_bit_for_bit() {
         let Some(program) = program() else { return };
         let folder = tempfile::tempdir().unwrap();
-        let (model, vector) = (folder.path().join("model.gguf"), folder.path().join("vector.gguf"));
-        let (sample, r) = sample(folder.path());
-        let others = ["phi2", "gemma2"].map(|arch| (arch, model.clone(), unit(N_EMBD, 20)));
-        for (name, model, r) in [("sample", sample, r)].into_iter().chain(others) {
-            if name != "sample" {
-                spec(name).random(100).write(&model).unwrap();
-            }
+        let vector = folder.path().join("vector.gguf");
+        for (name, model, r) in three(folder.path()) {
             export(&r, Mode::Add, 3.0, &vector);
             // This very process has llama.cpp as it comes.
             let mut stock = Stock::load(&model, 64, 1).unwrap();

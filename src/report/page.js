@@ -73,18 +73,6 @@
     const safe = /^[=+@\t\r]|^-(?![\d.])/.test(words) ? `'${words}` : words;
     return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
   }).join(",")).join("\r\n") + "\r\n";
-  const copy = async (text) => {
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch {
-      const area = document.createElement("textarea");
-      area.value = text;
-      document.body.append(area);
-      area.select();
-      document.execCommand("copy");
-      area.remove();
-    }
-  };
 
   document.addEventListener("click", async (event) => {
     const pressed = event.target.closest("button");

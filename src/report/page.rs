@@ -155,7 +155,7 @@ pub struct Saying {
 
 const TEMPLATE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
-const SCRIPT: &str = concat!(include_str!("theme.js"), include_str!("page.js"));
+const SCRIPT: &str = concat!(include_str!("base.js"), include_str!("page.js"));
 
 impl Report {
     /// Of these documents, in their order.

@@ -380,17 +380,6 @@
     const bearer = one("#key").dataset.used ? ' -H "Authorization: Bearer $GGSTEER_API_KEY"' : "";
     return `curl -N ${location.origin}/v1/chat/completions${bearer} -H 'Content-Type: application/json' -d ${quote(JSON.stringify(request(id)))}`;
   };
-  const copy = async (text) => {
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch {
-      const area = make("textarea", text);
-      document.body.append(area);
-      area.select();
-      document.execCommand("copy");
-      area.remove();
-    }
-  };
   document.addEventListener("click", async (event) => {
     const pressed = event.target.closest("button");
     if (!pressed) return;

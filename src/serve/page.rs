@@ -12,7 +12,7 @@ pub(crate) struct Page {
     pub(crate) policy: String,
 }
 
-const SCRIPT: &str = concat!(include_str!("../report/theme.js"), include_str!("page.js"));
+const SCRIPT: &str = concat!(include_str!("../report/base.js"), include_str!("page.js"));
 
 /// The page, made once.
 pub(crate) fn page() -> &'static Page {

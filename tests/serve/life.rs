@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -203,6 +204,10 @@ fn a_signal_lets_running_answers_end() {
         let streams: Vec<Stream> = (0..2).map(|_| server.stream(ENDLESS, &long()).begun()).collect();
         server.signal("TERM");
         if twice {
+            // Of two signals that wait, the system may give the second first.
+            while TcpStream::connect(("127.0.0.1", server.port)).is_ok() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
             server.signal("INT");
         }
         let (status, said) = server.ended();

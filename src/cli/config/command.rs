@@ -92,6 +92,9 @@ fn file_of(origin: &Origin) -> Option<PathBuf> {
     }
 }
 
+/// A setting whose value is nobody's business.
+const SECRET: &str = "api-key";
+
 /// Every setting of these commands; one entry for commands in which all is the same.
 fn effective<'a>(settings: &Settings, leaves: impl Iterator<Item = &'a Leaf<'a>>) -> Vec<Setting> {
     let mut all: BTreeMap<(String, Option<Values>, Origin), Vec<String>> = BTreeMap::new();
@@ -104,6 +107,7 @@ fn effective<'a>(settings: &Settings, leaves: impl Iterator<Item = &'a Leaf<'a>>
             };
             let value = match values.as_slice() {
                 [] => None,
+                _ if key == SECRET => Some(Values::One("(set)".into())),
                 [one] => Some(Values::One(one.clone())),
                 _ => Some(Values::Several(values)),
             };

@@ -8,9 +8,9 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::Deserialize;
 
-use super::ApiError;
 use super::answer::{Answering, Route};
-use super::request::{Common, check_length, parse, read_json, top};
+use super::request::{Common, check_length, parse, top};
+use super::{ApiError, Prepared, respond};
 use crate::runtime::Error;
 use crate::runtime::template::{Message, Role};
 use crate::serve::App;
@@ -108,20 +108,18 @@ pub async fn complete(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let bytes = read_json(&app, &headers, body).await?;
-    let inner = Arc::clone(&app);
     // A template and a tokenizer may take long on a long conversation.
-    let prepare = move || -> Result<_, ApiError> {
-        let request: Request = parse(&bytes)?;
-        let settings = parse::<Common>(&bytes)?.check(&inner)?;
+    let prepare = move |app: &Arc<App>, bytes: &[u8]| {
+        let request: Request = parse(bytes)?;
+        let settings = parse::<Common>(bytes)?.check(app)?;
         let logprobs = match (request.logprobs.unwrap_or(false), request.top_logprobs.unwrap_or(0)) {
             (false, 0) => None,
             (false, _) => return Err(ApiError::bad("top_logprobs: needs logprobs").at("top_logprobs")),
             (true, n) => Some(top("top_logprobs", n)?),
         };
         let messages = request.messages()?;
-        check_length(&inner, "messages", messages.iter().map(|message| message.content.as_str()))?;
-        let prompt = inner.model.chat(&messages).map_err(|error| match error {
+        check_length(app, "messages", messages.iter().map(|message| message.content.as_str()))?;
+        let prompt = app.model.chat(&messages).map_err(|error| match error {
             Error::NoTemplate(_) => ApiError::bad(
                 "the model has no chat template: start the server with --chat-template NAME or FILE, or use \
                  /v1/completions",
@@ -131,16 +129,9 @@ pub async fn complete(
             error => ApiError::bad(error.to_string()),
         })?;
         let n_prompt_tokens = prompt.tokens.len();
-        let (tasks, events) = settings.tasks(&inner, vec![prompt.tokens], "messages", logprobs)?;
-        let n = settings.n;
-        Ok((
-            Answering::new(&inner, Route::Chat, &settings, n, n_prompt_tokens, log),
-            settings.stream,
-            tasks,
-            events,
-        ))
+        let (tasks, events) = settings.tasks(app, vec![prompt.tokens], "messages", logprobs)?;
+        let answering = Answering::new(app, Route::Chat, &settings, settings.n, n_prompt_tokens, log);
+        Ok(Prepared { answering, stream: settings.stream, tasks, events })
     };
-    let (answering, stream, tasks, events) = super::blocking(&app, prepare).await?;
-    app.engine.submit(tasks)?;
-    if stream { Ok(answering.stream(events)) } else { answering.whole(events).await }
+    respond(&app, &headers, body, prepare).await
 }

@@ -8,9 +8,9 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::Deserialize;
 
-use super::ApiError;
 use super::answer::{Answering, Route};
-use super::request::{Common, check_length, parse, read_json, top};
+use super::request::{Common, check_length, parse, top};
+use super::{ApiError, Prepared, respond};
 use crate::runtime::Token;
 use crate::serve::App;
 use crate::serve::log::Entry;
@@ -67,20 +67,16 @@ pub async fn complete(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let bytes = read_json(&app, &headers, body).await?;
-    let inner = Arc::clone(&app);
-    let prepare = move || -> Result<_, ApiError> {
-        let request: Request = parse(&bytes)?;
-        let settings = parse::<Common>(&bytes)?.check(&inner)?;
+    let prepare = move |app: &Arc<App>, bytes: &[u8]| {
+        let request: Request = parse(bytes)?;
+        let settings = parse::<Common>(bytes)?.check(app)?;
         let logprobs = request.logprobs.map(|n| top("logprobs", n)).transpose()?;
-        let prompts = request.prompt.tokens(&inner)?;
+        let prompts = request.prompt.tokens(app)?;
         let n_prompt_tokens = prompts.iter().map(Vec::len).sum();
         let n = prompts.len() * settings.n;
-        let (tasks, events) = settings.tasks(&inner, prompts, "prompt", logprobs)?;
-        let answering = Answering::new(&inner, Route::Completions, &settings, n, n_prompt_tokens, log);
-        Ok((answering, settings.stream, tasks, events))
+        let (tasks, events) = settings.tasks(app, prompts, "prompt", logprobs)?;
+        let answering = Answering::new(app, Route::Completions, &settings, n, n_prompt_tokens, log);
+        Ok(Prepared { answering, stream: settings.stream, tasks, events })
     };
-    let (answering, stream, tasks, events) = super::blocking(&app, prepare).await?;
-    app.engine.submit(tasks)?;
-    if stream { Ok(answering.stream(events)) } else { answering.whole(events).await }
+    respond(&app, &headers, body, prepare).await
 }

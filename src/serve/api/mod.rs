@@ -12,10 +12,12 @@ mod types;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{StatusCode, header};
+use axum::body::Body;
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use tokio::sync::mpsc::Receiver;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{Any, CorsLayer};
 
@@ -25,6 +27,9 @@ pub(super) use request::now;
 use super::App;
 use super::guard::guard;
 use super::page::{Page, page as the_page};
+use super::slot::{Event, Task};
+use answer::Answering;
+use request::read_json;
 
 /// All routes with what stands before them.
 pub(super) fn router(app: &Arc<App>) -> Router {
@@ -62,6 +67,29 @@ async fn page() -> Response {
         (header::REFERRER_POLICY, "no-referrer"),
     ];
     (headers, html.as_str()).into_response()
+}
+
+/// An answer before the engine has anything of it.
+struct Prepared {
+    answering: Answering,
+    stream: bool,
+    tasks: Vec<Task>,
+    events: Receiver<Event>,
+}
+
+/// Reads a request, has `prepare` make of its bytes what is to be computed, and answers.
+async fn respond(
+    app: &Arc<App>,
+    headers: &HeaderMap,
+    body: Body,
+    prepare: impl FnOnce(&Arc<App>, &[u8]) -> Result<Prepared, ApiError> + Send + 'static,
+) -> Result<Response, ApiError> {
+    let bytes = read_json(app, headers, body).await?;
+    let inner = Arc::clone(app);
+    let Prepared { answering, stream, tasks, events } =
+        blocking(app, move || prepare(&inner, &bytes)).await?;
+    app.engine.submit(tasks)?;
+    if stream { Ok(answering.stream(events)) } else { answering.whole(events).await }
 }
 
 /// Runs what may take long beside the threads that serve, and not on all processors at once.

@@ -1,4 +1,17 @@
 "use strict";
+// To the clipboard, as far as the browser lets a page.
+const copy = async (text) => {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const area = document.createElement("textarea");
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+};
 (() => {
   // Light or dark: the system's, until the reader chooses.
   const root = document.documentElement;
