@@ -16,6 +16,7 @@ const OTHERS: &[&str] = &[
     "--merge",
     "--path",
     "--release",
+    "--test",
     "--ubatch-size",
 ];
 
