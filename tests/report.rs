@@ -202,21 +202,10 @@ fn copied(browser: &mut Browser, run: &Json) {
     }
 }
 
-/// Light or dark by the system's wish, and the other by the button.
+/// Light or dark, and on paper always light.
 fn themes(browser: &mut Browser) {
+    browser.themes();
     let colour = "getComputedStyle(document.body).backgroundColor";
-    for (system, first, second) in [
-        ("light", "rgb(255, 255, 255)", "rgb(20, 23, 27)"),
-        ("dark", "rgb(20, 23, 27)", "rgb(255, 255, 255)"),
-    ] {
-        let wish = json!({"features": [{"name": "prefers-color-scheme", "value": system}]});
-        browser.call("Emulation.setEmulatedMedia", &wish);
-        browser.eval("delete document.documentElement.dataset.theme");
-        assert_eq!(browser.eval(colour), first, "{system}");
-        browser.eval("document.querySelector('#theme').click()");
-        assert_eq!(browser.eval(colour), second, "{system}, the other");
-    }
-    // On paper always light.
     browser.call("Emulation.setEmulatedMedia", &json!({"media": "print"}));
     assert_eq!(browser.eval(colour), "rgb(255, 255, 255)");
     assert_eq!(browser.eval("getComputedStyle(document.querySelector('#theme')).display"), "none");

@@ -95,7 +95,7 @@ impl Cli {
         ggsteer::runtime::set_verbose(self.verbose);
         ggsteer::runtime::exit_on_abort();
         #[cfg(target_os = "linux")]
-        ggsteer::gguf::exit_on_cut_file();
+        ggsteer::runtime::exit_on_cut_file();
         let ui = Ui { json: self.json, quiet: self.quiet };
         ui.set_current();
         match self.command {

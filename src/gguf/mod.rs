@@ -17,8 +17,6 @@
 
 mod amend;
 mod cursor;
-#[cfg(target_os = "linux")]
-mod cut;
 mod error;
 mod file;
 mod reader;
@@ -28,8 +26,6 @@ mod value;
 mod writer;
 
 pub use amend::{Changes, PADDING_KEY, amended_header};
-#[cfg(target_os = "linux")]
-pub use cut::exit_on_cut_file;
 pub use error::GgufError;
 pub use file::{GgufFile, Part, fingerprint};
 pub use reader::{Gguf, TensorInfo};

@@ -19,6 +19,8 @@
 //! ```
 
 mod adapter;
+#[cfg(target_os = "linux")]
+mod cut;
 mod device;
 mod generate;
 mod hook;
@@ -35,6 +37,8 @@ pub mod template;
 use std::path::PathBuf;
 
 pub use adapter::Stock;
+#[cfg(target_os = "linux")]
+pub use cut::exit_on_cut_file;
 pub use device::{
     BINDINGS, Device, DeviceKind, Listen, connect, cpu_features, devices, exit_on_abort, ggml_version,
     has_rpc, serve,

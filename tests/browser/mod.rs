@@ -54,6 +54,25 @@ fn program() -> Option<PathBuf> {
 }
 
 impl Browser {
+    /// The page in the look of this house: light or dark by the system's wish, and the other by its button.
+    ///
+    /// # Panics
+    /// Where it has another colour.
+    pub fn themes(&mut self) {
+        let colour = "getComputedStyle(document.body).backgroundColor";
+        for (system, first, second) in [
+            ("light", "rgb(255, 255, 255)", "rgb(20, 23, 27)"),
+            ("dark", "rgb(20, 23, 27)", "rgb(255, 255, 255)"),
+        ] {
+            let wish = json!({"features": [{"name": "prefers-color-scheme", "value": system}]});
+            self.call("Emulation.setEmulatedMedia", &wish);
+            self.eval("delete document.documentElement.dataset.theme");
+            assert_eq!(self.eval(colour), first, "{system}");
+            self.eval("document.querySelector('#theme').click()");
+            assert_eq!(self.eval(colour), second, "{system}, the other");
+        }
+    }
+
     /// Starts it; `None`, and a loud word, where `GGSTEER_NO_BROWSER=1` says that there is none.
     ///
     /// # Panics

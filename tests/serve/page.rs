@@ -105,7 +105,7 @@ fn the_page_compares_colours_and_loads() {
         let wide = browser.eval("document.documentElement.scrollWidth - innerWidth").as_i64().unwrap();
         assert!(wide <= 0, "the page is {wide} pixels wider than a window of {width}");
     }
-    themes(&mut browser);
+    browser.themes();
 
     // A direction by its file.
     upload(&mut browser, &[made().join("other.gguf").to_str().unwrap()]);
@@ -298,22 +298,6 @@ fn named(browser: &mut Browser) {
         assert!(node["name"]["value"].as_str().is_some_and(|name| !name.trim().is_empty()), "{node}");
     }
     assert!(n > 20, "{n}");
-}
-
-/// Light or dark by the system's wish, and the other by the button.
-fn themes(browser: &mut Browser) {
-    let colour = "getComputedStyle(document.body).backgroundColor";
-    for (system, first, second) in [
-        ("light", "rgb(255, 255, 255)", "rgb(20, 23, 27)"),
-        ("dark", "rgb(20, 23, 27)", "rgb(255, 255, 255)"),
-    ] {
-        let wish = json!({"features": [{"name": "prefers-color-scheme", "value": system}]});
-        browser.call("Emulation.setEmulatedMedia", &wish);
-        browser.eval("delete document.documentElement.dataset.theme");
-        assert_eq!(browser.eval(colour), first, "{system}");
-        browser.eval("document.querySelector('#theme').click()");
-        assert_eq!(browser.eval(colour), second, "{system}, the other");
-    }
 }
 
 #[test]
