@@ -1,4 +1,5 @@
 //! The `ggsteer` program: parse, run, and on failure one line on stderr.
+#![forbid(unsafe_code)]
 
 mod cli;
 

@@ -1,4 +1,5 @@
 //! GGUF files on disk, mapped and parsed: a model of one file or of several parts as one.
+#![allow(unsafe_code)]
 
 use std::collections::HashSet;
 use std::fs::File;

@@ -1,5 +1,6 @@
 //! The llama.cpp that this crate is built with: tensors are read as they are declared, and the stream is followed through
 //! their sources, as in [`crate::runtime`].
+#![allow(unsafe_code)]
 
 use super::Error;
 use super::slot::{Node, Reach, Work};

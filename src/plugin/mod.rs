@@ -35,6 +35,7 @@
 //! Rejected: freeing the slot with the handle (a context may outlive it, and safe code could then read freed memory); a
 //! wrapper around `LlamaContext` that owns both (the caller's program has its context in its own types already); guessing
 //! from the number of tokens whether a batch is a prompt (the last piece of a long prompt may be a single token).
+#![allow(unsafe_code)]
 
 #[cfg(unix)]
 pub mod c;

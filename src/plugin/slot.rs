@@ -2,6 +2,7 @@
 //!
 //! A slot is never freed once a context may know it, since nobody tells a plugin when the last context that was made with
 //! some parameters, or with a copy of them, is gone. An empty one is a few hundred bytes, and leaves the model as it is.
+#![allow(unsafe_code)]
 
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,4 +1,5 @@
 //! The state machine, on graphs that are made up node by node.
+#![allow(unsafe_code)]
 
 use super::slot::{Node, Reach, Slot, Work};
 use super::state::{Glance, Plan, Start};

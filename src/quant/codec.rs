@@ -1,4 +1,5 @@
 //! Rows of blocks to f32 and back.
+#![allow(unsafe_code)]
 
 use std::ffi::c_void;
 

@@ -1,4 +1,5 @@
 //! Type ids that are known to be safe to hand to ggml.
+#![allow(unsafe_code)]
 
 use std::ffi::CStr;
 use std::fmt;

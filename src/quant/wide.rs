@@ -1,4 +1,5 @@
 //! Plain loops, compiled for the vectors of the processor that is there.
+#![allow(unsafe_code)]
 
 /// Calls `f`, marked `#[inline(always)]`, compiled for AVX2 where the processor has it, else as it is. What it returns is the same, bit for bit:
 /// the same operations in the same order, several at once.

@@ -6,6 +6,7 @@
 //! Projecting control vectors (`glp.mode = project`) need llama.cpp with the patches in `patches/llama.cpp`. Chosen: whether
 //! the bindings have its function is found by the compiler, in [`set_projection`]. Rejected: a feature, which would
 //! not compile where the patches are not, and could be left out where they are.
+#![allow(unsafe_code)]
 
 use std::ffi::CString;
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 //!
 //! Whoever reads where a mapped file has ended meanwhile, or where its disk fails, is sent SIGBUS, which ends a program
 //! without a word. Here it ends with one, whether the map is ours or llama.cpp's.
+#![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_void};
 use std::io::Write as _;

@@ -2,6 +2,7 @@
 //!
 //! ggml ends the whole program where an RPC server cannot be reached or answers in another tongue, so each server is
 //! greeted here first: a connection with a time limit, and the HELLO that every version of the protocol begins with.
+#![allow(unsafe_code)]
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char};

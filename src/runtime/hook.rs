@@ -4,6 +4,7 @@
 //! written into it then is what later nodes read. The callback never unwinds into C and never stops the graph (returning
 //! false would silently skip the rest of a split): it stores the first error, lets the graph run, and the session
 //! reports the error after the decode.
+#![allow(unsafe_code)]
 
 mod error;
 

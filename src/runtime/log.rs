@@ -1,4 +1,5 @@
 //! llama.cpp's log: silent unless asked for, its last complaints kept for our own error messages.
+#![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};

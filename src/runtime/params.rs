@@ -3,6 +3,7 @@
 //! llama-cpp-2 has no setter for `cb_eval` and keeps its `llama_context_params` private. Its `LlamaContextParams` is a
 //! struct of that single field, so the field is written through a pointer cast. Three checks stand guard: size and
 //! alignment at compile time, and at run time a value written through the cast that the public getter must see.
+#![allow(unsafe_code)]
 
 use std::ffi::c_void;
 use std::mem::{align_of, size_of};

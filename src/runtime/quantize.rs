@@ -1,4 +1,5 @@
 //! llama.cpp's own quantizer.
+#![allow(unsafe_code)]
 
 use std::ffi::CString;
 use std::path::Path;

@@ -1,4 +1,5 @@
 //! What a graph node holds, as slices.
+#![allow(unsafe_code)]
 
 use llama_cpp_sys_2 as sys;
 

@@ -3,6 +3,7 @@
 //! What a batch gives for a sequence depends, in its last digits, on the batch's shape: how many tokens it has, and where
 //! among them the sequence stands. It depends neither on what the other sequences hold nor on the number of threads. So
 //! the same call with the same jobs gives the same bits, and a call with other jobs may not.
+#![allow(unsafe_code)]
 
 use std::num::NonZeroU32;
 use std::ops::Range;

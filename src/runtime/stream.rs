@@ -9,6 +9,7 @@
 //! knows nothing of what it was made of but the name; it is followed by that.
 //! Rejected: a table of node names per architecture (`ffn_inp-{il}`, …). Names differ and change between versions,
 //! and a missing name would leave a write un-ablated without a word.
+#![allow(unsafe_code)]
 
 use std::collections::HashSet;
 use std::ffi::{CStr, c_char};

@@ -1,4 +1,5 @@
 //! The C interface, called by a C program with a llama.cpp of its own; and hosts that are not to be trusted.
+#![allow(unsafe_code)]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,5 @@
 //! A steering of the C interface: a slot, and the directions with what is done with each.
+#![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_void};
 use std::ops::Range;

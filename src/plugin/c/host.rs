@@ -1,5 +1,6 @@
 //! The llama.cpp of the host program, reached by the functions that it exports and by nothing else: no layout of a tensor
 //! is known here. Before it is used it is tried out on tensors of its own.
+#![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 

@@ -4,6 +4,7 @@
 //! [`ggsteer_last_error`]. What a function takes for a steering must be what [`ggsteer_open`] gave: as everywhere in C,
 //! another pointer is the caller's to answer for. The memory of a steering stays with the program, so that a context may
 //! outlive it, and one that was given to [`ggsteer_free`] is still told from one that was not.
+#![allow(unsafe_code)]
 
 mod error;
 mod handle;

@@ -4,6 +4,7 @@
 //! is read has one, so the architectures are listed here for which that was found by comparing, on a random model of each,
 //! what comes out of it with what comes out where the stream is followed by its data (`tests/plugin.rs`). All others are
 //! refused. What is not as the list says, a missing or a repeated name, a node that adds nothing, is an error of the run.
+#![allow(unsafe_code)]
 
 use super::super::slot::{Node, Reach, Work};
 use super::super::state::{Glance, Start};

@@ -1,0 +1,28 @@
+#!/bin/sh
+# Where unsafe code stands: a table of every file that has some, how much, and whether each block says why it is sound.
+#
+# The compiler denies it everywhere else (Cargo.toml, `unsafe_code`). Ends with an error where a file has unsafe code
+# without asking for it, or asks without having it.
+set -eu
+cd "$(dirname "$0")/.."
+
+git ls-files 'src/*.rs' 'tests/*.rs' 'benches/*.rs' 'examples/*.rs' 'fuzz/*.rs' | LC_ALL=C sort | xargs awk '
+    function flush() {
+        if (file == "") return
+        if ((blocks + functions + impls + externs > 0) != asks) { wrong = wrong "\n" file; }
+        if (asks) {
+            printf "| `%s` | %d | %d | %d | %d |\n", file, blocks, functions, impls, externs
+            files++; b += blocks; f += functions; i += impls; e += externs
+        }
+    }
+    FNR == 1 { flush(); file = FILENAME; blocks = functions = impls = externs = asks = 0
+        if (!head++) { print "| file | blocks | functions | impls | C names |"; print "|---|---:|---:|---:|---:|" } }
+    /^#!\[allow\(unsafe_code\)\]/ { asks = 1 }
+    { line = $0; sub(/^[ \t]*\/\/.*/, "", line); gsub(/"([^"\\]|\\.)*"/, "", line)
+      blocks += gsub(/(^|[^_[:alnum:]])unsafe *\{/, "{", line)
+      externs += gsub(/#\[unsafe\(/, "", line) + gsub(/unsafe extern "?C?"? *\{/, "", line)
+      functions += gsub(/unsafe (extern *)?fn [a-z_]/, "", line)
+      impls += gsub(/unsafe impl/, "", line) }
+    END { flush(); printf "| **%d files** | %d | %d | %d | %d |\n", files, b, f, i, e
+        if (wrong != "") { print "error: unsafe code and #![allow(unsafe_code)] do not go together in:" wrong >"/dev/stderr"; exit 1 } }
+'
