@@ -2,7 +2,7 @@
 
 TARGET = $${CARGO_TARGET_DIR:-target}
 
-.PHONY: help setup build demo test lint package bench
+.PHONY: help setup build demo test lint package bench deny reliability
 .DEFAULT_GOAL := help
 
 help:
@@ -11,6 +11,8 @@ help:
 	@echo "make lint    formatting, clippy and documentation only"
 	@echo "make package what a published crate holds, and that it is small enough"
 	@echo "make bench   benchmarks"
+	@echo "make deny    licences, sources and security advisories of the dependencies"
+	@echo "make reliability  every table of docs/reliability.md anew, an hour"
 	@echo "make build   target/release/ggsteer, compiled for this processor"
 
 setup:
@@ -50,3 +52,11 @@ package:
 
 bench: setup
 	+cargo bench
+
+# Ends with 2 where the advisories cannot be had.
+deny:
+	sh scripts/deny.sh
+
+reliability: setup
+	@sh scripts/setup.sh test
+	sh scripts/reliability.sh

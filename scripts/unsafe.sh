@@ -6,23 +6,22 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-git ls-files 'src/*.rs' 'tests/*.rs' 'benches/*.rs' 'examples/*.rs' 'fuzz/*.rs' | LC_ALL=C sort | xargs awk '
+find src tests benches examples fuzz -name target -prune -o -name '*.rs' -print 2>/dev/null | LC_ALL=C sort | xargs awk '
     function flush() {
         if (file == "") return
-        if ((blocks + functions + impls + externs > 0) != asks) { wrong = wrong "\n" file; }
+        if ((blocks + functions + externs > 0) != asks) { wrong = wrong "\n" file; }
         if (asks) {
-            printf "| `%s` | %d | %d | %d | %d |\n", file, blocks, functions, impls, externs
-            files++; b += blocks; f += functions; i += impls; e += externs
+            printf "| `%s` | %d | %d | %d |\n", file, blocks, functions, externs
+            files++; b += blocks; f += functions; e += externs
         }
     }
-    FNR == 1 { flush(); file = FILENAME; blocks = functions = impls = externs = asks = 0
-        if (!head++) { print "| file | blocks | functions | impls | C names |"; print "|---|---:|---:|---:|---:|" } }
+    FNR == 1 { flush(); file = FILENAME; blocks = functions = externs = asks = 0
+        if (!head++) { print "| file | blocks | functions | C names |"; print "|---|---:|---:|---:|" } }
     /^#!\[allow\(unsafe_code\)\]/ { asks = 1 }
     { line = $0; sub(/^[ \t]*\/\/.*/, "", line); gsub(/"([^"\\]|\\.)*"/, "", line)
-      blocks += gsub(/(^|[^_[:alnum:]])unsafe *\{/, "{", line)
+      blocks += gsub(/(^|[^_[:alnum:]])unsafe *\{/, "{", line) + gsub(/unsafe impl/, "", line)
       externs += gsub(/#\[unsafe\(/, "", line) + gsub(/unsafe extern "?C?"? *\{/, "", line)
-      functions += gsub(/unsafe (extern *)?fn [a-z_]/, "", line)
-      impls += gsub(/unsafe impl/, "", line) }
-    END { flush(); printf "| **%d files** | %d | %d | %d | %d |\n", files, b, f, i, e
+      functions += gsub(/unsafe (extern *)?fn [a-z_]/, "", line) }
+    END { flush(); printf "| **%d files** | %d | %d | %d |\n", files, b, f, e
         if (wrong != "") { print "error: unsafe code and #![allow(unsafe_code)] do not go together in:" wrong >"/dev/stderr"; exit 1 } }
 '

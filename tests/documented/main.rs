@@ -18,6 +18,7 @@ mod scratch;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
@@ -31,11 +32,11 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// README.md, CONTRIBUTING.md and every page in docs/.
+/// README.md, CONTRIBUTING.md, SECURITY.md and every page in docs/.
 fn documents() -> Vec<PathBuf> {
     let pages = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
     let mut all: Vec<PathBuf> = pages.filter(|path| path.extension().is_some_and(|e| e == "md")).collect();
-    all.extend(["README.md", "CONTRIBUTING.md"].map(|name| root().join(name)));
+    all.extend(["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| root().join(name)));
     all.sort();
     all
 }
@@ -51,6 +52,18 @@ fn every_documented_command_runs_and_prints_what_is_quoted() {
     let checked = documents.into_par_iter().flat_map_iter(|path| check(&path, update.is_some()));
     let problems: Vec<String> = checked.collect();
     assert!(problems.is_empty(), "\n{}", problems.join("\n\n"));
+}
+
+#[test]
+fn the_table_of_unsafe_code_is_what_stands_there() {
+    let output = Command::new("sh").arg("scripts/unsafe.sh").current_dir(root()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let page = fs::read_to_string(root().join("docs/reliability.md")).unwrap();
+    let (_, part) = page.split_once("<!-- unsafe -->\n").unwrap();
+    assert!(
+        part.starts_with(&*String::from_utf8(output.stdout).unwrap()),
+        "another table now: sh scripts/reliability.sh unsafe"
+    );
 }
 
 /// `src/a.rs`: `item`, `item` of the documents: the file is there, and the items are in it.
