@@ -2,7 +2,7 @@
 
 TARGET = $${CARGO_TARGET_DIR:-target}
 
-.PHONY: help setup build demo test lint package bench deny reliability
+.PHONY: help setup build demo test lint package bench deny msrv fuzz sanitize scale reliability
 .DEFAULT_GOAL := help
 
 help:
@@ -12,7 +12,11 @@ help:
 	@echo "make package what a published crate holds, and that it is small enough"
 	@echo "make bench   benchmarks"
 	@echo "make deny    licences, sources and security advisories of the dependencies"
-	@echo "make reliability  every table of docs/reliability.md anew, an hour"
+	@echo "make msrv    the oldest compiler that Cargo.toml promises"
+	@echo "make fuzz    two minutes of hostile input for every reader of files"
+	@echo "make sanitize  the tests under Miri, AddressSanitizer, ThreadSanitizer and Valgrind"
+	@echo "make scale   models of up to 20 GB of random weights, rewritten and verified: 43 GB of disk"
+	@echo "make reliability  all of these, and every table of docs/reliability.md anew"
 	@echo "make build   target/release/ggsteer, compiled for this processor"
 
 setup:
@@ -52,6 +56,9 @@ package:
 
 bench: setup
 	+cargo bench
+
+scale: setup
+	+@sh scripts/scale.sh
 
 # Ends with 2 where the advisories cannot be had.
 deny:

@@ -311,7 +311,7 @@ fn temporary() -> tempfile::Builder<'static, 'static> {
 
 /// A rename itself reaches the disk with its folder. Some file systems cannot sync a folder: not a failure of the files
 /// in it, which are complete.
-fn sync_folder(folder: &Path) {
+pub(crate) fn sync_folder(folder: &Path) {
     if let Ok(folder) = File::open(folder) {
         let _ = folder.sync_all();
     }

@@ -25,6 +25,89 @@ fn orthogonalize(out: &str) -> String {
     format!("orthogonalize model.gguf --direction direction.gguf -o {out}")
 }
 
+/// Every command that writes: a line with its output, and an input that this must not be.
+const WRITERS: [(&str, &str); 15] = [
+    ("orthogonalize model.gguf --direction direction.gguf -o {OUT}", "direction.gguf"),
+    ("extract model.gguf {SETS} -o {OUT}", "model.gguf"),
+    ("extract model.gguf {SETS} -o out.gguf --save-calibration {OUT}", "harmful.txt"),
+    ("abliterate model.gguf {SETS} -o {OUT}", "harmless.txt"),
+    ("abliterate model.gguf {SETS} -o out.gguf --save-direction {OUT}", "model.gguf"),
+    ("abliterate model.gguf {SETS} -o out.gguf --report {OUT}", "model.gguf"),
+    ("export lora model.gguf --direction direction.gguf -o {OUT}", "model.gguf"),
+    ("export control-vector direction.gguf --additive -o {OUT}", "direction.gguf"),
+    ("quantize model.gguf --type Q8_0 -o {OUT}", "model.gguf"),
+    ("report run.json -o {OUT}", "run.json"),
+    ("evaluate model.gguf {SETS} --completions {OUT}", "model.gguf"),
+    ("select model.gguf {SETS} --directions directions.gguf -o {OUT}", "directions.gguf"),
+    (
+        "select model.gguf {SETS} --directions directions.gguf -o out.gguf --checkpoint {OUT}",
+        "directions.gguf",
+    ),
+    ("compare model.gguf other.gguf {SETS} --report {OUT}", "other.gguf"),
+    ("card made.gguf run.json -o {FOLDER}", "run.json"),
+];
+
+/// Those beside, which read nothing that they could replace, or see by what stands there that it is not theirs.
+const OTHERS: [&str; 3] = [
+    "config --init {OUT}",
+    "man {FOLDER}",
+    "optimize model.gguf --direction direction.gguf {SETS} --log {OUT}",
+];
+
+/// A line whose output is `folder/README.md`.
+fn into(line: &str, folder: &str) -> String {
+    let line = line.replace("{OUT}", &format!("{folder}/README.md")).replace("{FOLDER}", folder);
+    line.replace("{SETS}", SETS)
+}
+
+/// With everything that the writers read.
+fn full() -> Folder {
+    let folder = folder();
+    folder.model("other.gguf", tiny::Spec { seed: 2, ..program::spec() });
+    folder.accepts(&format!("extract model.gguf {SETS} -o directions.gguf"));
+    folder.accepts("orthogonalize model.gguf --direction direction.gguf -o made.gguf");
+    let [run, _] = folder.accepts(&format!("evaluate model.gguf {SETS} -n 2 --json"));
+    folder.file("run.json", run);
+    fs::create_dir(folder.path("sub")).unwrap();
+    folder
+}
+
+#[test]
+fn no_command_writes_to_a_link_to_what_it_reads() {
+    let folder = full();
+    let place = folder.path("sub/README.md");
+    for (line, input) in WRITERS {
+        for soft in [true, false] {
+            if soft {
+                symlink(format!("../{input}"), &place).unwrap();
+            } else {
+                fs::hard_link(folder.path(input), &place).unwrap();
+            }
+            let forces =
+                ["", " --force"].iter().filter(|force| force.is_empty() || !line.contains("--checkpoint"));
+            for force in forces {
+                let line = into(line, "sub") + force;
+                folder.refuses(&line, &["sub/README.md", &format!("is the input {input} itself")]);
+            }
+            fs::remove_file(&place).unwrap();
+        }
+    }
+    fs::hard_link(folder.path("model.gguf"), &place).unwrap();
+    folder.refuses(&into(OTHERS[2], "sub"), &["sub/README.md", "no log of `ggsteer optimize`"]);
+}
+
+#[test]
+fn no_command_replaces_a_link_to_something_else() {
+    let folder = full();
+    folder.file("elsewhere", "words");
+    symlink("../elsewhere", folder.path("sub/README.md")).unwrap();
+    symlink("../elsewhere", folder.path("sub/ggsteer.1")).unwrap();
+    for line in WRITERS.iter().map(|(line, _)| *line).chain(OTHERS[..2].iter().copied()) {
+        let force = if line.contains("--checkpoint") { "" } else { " --force" };
+        folder.refuses(&(into(line, "sub") + force), &["sub/", "a symbolic link, not a regular file"]);
+    }
+}
+
 #[test]
 fn no_model_is_overwritten_under_any_name() {
     let folder = folder();
@@ -121,9 +204,8 @@ fn a_folder_that_is_not_there_is_told_before_the_work() {
 
 #[test]
 fn a_folder_that_cannot_be_written_is_told_before_the_work() {
-    let folder = folder();
+    let folder = full();
     let sub = folder.path("sub");
-    fs::create_dir(&sub).unwrap();
     fs::set_permissions(&sub, Permissions::from_mode(0o555)).unwrap();
     // A superuser may write anywhere, unless that capability is laid down first.
     let drop = "setpriv --bounding-set -dac_override --inh-caps -dac_override";
@@ -137,11 +219,14 @@ fn a_folder_that_cannot_be_written_is_told_before_the_work() {
         let _ = fs::remove_file(sub.join("probe"));
         return;
     }
-    for line in [orthogonalize("sub/out.gguf"), format!("extract no-model.gguf {SETS} -o sub/out.gguf")] {
+    // The model would be refused too, only later.
+    let absent = [orthogonalize("sub/out.gguf"), format!("extract no-model.gguf {SETS} -o sub/out.gguf")];
+    let lines = WRITERS.iter().map(|(line, _)| *line).chain(OTHERS).map(|line| into(line, "sub"));
+    for line in absent.into_iter().chain(lines) {
         let before = folder.contents();
         let script = format!("exec {prefix} \"$0\" -q \"$@\"");
         let output = folder.shell(&script).args(line.split_whitespace()).output().unwrap();
-        refusal(&output, &["sub/out.gguf", "cannot create a file in its folder", "Permission denied"]);
+        refusal(&output, &["sub/", "Permission denied"]);
         assert!(folder.contents() == before);
     }
     fs::set_permissions(&sub, Permissions::from_mode(0o755)).unwrap();

@@ -1,6 +1,7 @@
 //! Whether a calibration is of the model at hand, and whether it is large enough.
 #![forbid(unsafe_code)]
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::Serialize;
@@ -86,7 +87,8 @@ impl Calibration {
                 ));
             }
         }
-        if let Some(other) = self.tensors().find(|name| targets.iter().all(|t| t.tensor != **name)) {
+        let names: HashSet<&str> = targets.iter().map(|t| t.tensor.as_str()).collect();
+        if let Some(other) = self.tensors().find(|name| !names.contains(name)) {
             // A block more than this model has; an imatrix knows readers too, and is cut to the writers when loaded.
             return Err(misfit(&format!("tensor {other:?}"), "no such writer".into(), "its inputs".into()));
         }

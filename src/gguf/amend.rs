@@ -1,6 +1,8 @@
 //! Changing a header without touching what is there.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
+
 use super::value::write_pair;
 use super::{Array, Gguf, GgufError, NewTensor, TensorInfo, Value, padded};
 use crate::quant::GgmlType;
@@ -25,11 +27,6 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// The type a tensor will have.
-    fn type_of(&self, info: &TensorInfo) -> GgmlType {
-        self.retype.iter().find(|(name, _)| *name == info.name).map_or(info.ty, |(_, ty)| *ty)
-    }
-
     fn check(&self) -> Result<(), GgufError> {
         for (i, (key, _)) in self.set.iter().enumerate() {
             if key == "general.alignment" {
@@ -62,7 +59,9 @@ pub fn amended_header(file: &[u8], gguf: &Gguf, changes: &Changes) -> Result<Vec
         set(key).is_none()
             && (changes.remove.iter().any(|k| k == key) || changes.step > 0 && key == PADDING_KEY)
     };
-    let retyped = gguf.tensors.iter().any(|info| changes.type_of(info) != info.ty);
+    let retype: HashMap<&str, GgmlType> = changes.retype.iter().map(|(name, ty)| (name.as_str(), *ty)).collect();
+    let type_of = |info: &TensorInfo| retype.get(info.name.as_str()).copied().unwrap_or(info.ty);
+    let retyped = gguf.tensors.iter().any(|info| type_of(info) != info.ty);
     let removes = changes.remove.iter().any(|key| gguf.get(key).is_some());
     if changes.set.is_empty() && changes.add.is_empty() && !retyped && !removes {
         return Ok(file[gguf.header_bytes()].to_vec());
@@ -92,7 +91,7 @@ pub fn amended_header(file: &[u8], gguf: &Gguf, changes: &Changes) -> Result<Vec
     };
     for info in &gguf.tensors {
         let (name, ne) = (info.name.clone(), info.shape().to_vec());
-        let tensor = NewTensor { name, ne, ty: changes.type_of(info) };
+        let tensor = NewTensor { name, ne, ty: type_of(info) };
         tensor.write_info(place(&tensor)?, &mut infos);
     }
     for (i, tensor) in changes.add.iter().enumerate() {

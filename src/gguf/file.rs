@@ -11,8 +11,14 @@ use memmap2::Mmap;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use super::reader::by_name;
 use super::split::Split;
 use super::{Gguf, GgufError, TensorInfo};
+
+/// Bytes around one that is read which Linux may map with it.
+const AROUND: usize = 1 << 16;
+/// Bytes of two tensors compared at a time.
+const PIECE: usize = 16 << 20;
 
 /// One file, mapped and parsed. Dereferences to its own header.
 #[derive(Debug)]
@@ -68,12 +74,15 @@ impl Part {
 
     /// Lets go of the memory behind bytes that are done with: where they are used again, they are read again.
     pub fn release(&self, range: Range<usize>) {
+        // With what came along at both ends, of which some would be left behind every time otherwise.
+        let start = range.start.saturating_sub(AROUND).min(self.map.len());
+        let end = range.end.saturating_add(AROUND).min(self.map.len());
         #[cfg(unix)]
         // SAFETY: the map is read-only and backed by the file: what is dropped is this process's view of pages, which a
         // later access fills with the same bytes again.
         let _ = unsafe {
             let advice = memmap2::UncheckedAdvice::DontNeed;
-            self.map.unchecked_advise_range(advice, range.start, range.len())
+            self.map.unchecked_advise_range(advice, start, end - start)
         };
     }
 }
@@ -170,6 +179,7 @@ impl GgufFile {
                 found: whole.tensors.len(),
             });
         }
+        whole.by_name = by_name(&whole.tensors);
         Ok(Self { parts, whole: Some(whole) })
     }
 
@@ -213,23 +223,47 @@ impl GgufFile {
     /// ends. Takes no more memory than a few pieces of them, whatever their size.
     #[must_use]
     pub fn first_difference(&self, info: &TensorInfo, other: (&Self, &TensorInfo)) -> Option<usize> {
-        const PIECE: usize = 16 << 20;
+        let differs = self.pieces(info, other, |start, a, b| {
+            let at = if a == b { None } else { a.iter().zip(b).position(|(x, y)| x != y) };
+            at.map(|at| start + at)
+        });
+        let (ours, theirs) = (info.bytes as usize, other.1.bytes as usize);
+        let ends = (ours != theirs).then_some(ours.min(theirs));
+        differs.find_first(Option::is_some).flatten().or(ends)
+    }
+
+    /// How many bytes of the data of `info` and that of another file's tensor differ, as far as both go. Takes as little
+    /// memory as [`GgufFile::first_difference`].
+    #[must_use]
+    pub fn n_differences(&self, info: &TensorInfo, other: (&Self, &TensorInfo)) -> u64 {
+        self.pieces(info, other, |_, a, b| a.iter().zip(b).filter(|(x, y)| x != y).count() as u64).sum()
+    }
+
+    /// What `f` makes of the data of two tensors, piece by piece, given each with its place. The memory behind a piece is
+    /// let go then.
+    fn pieces<'a, T: Send>(
+        &'a self,
+        info: &'a TensorInfo,
+        other: (&'a Self, &'a TensorInfo),
+        f: impl Fn(usize, &[u8], &[u8]) -> T + Send + Sync + 'a,
+    ) -> impl IndexedParallelIterator<Item = T> + 'a {
         let sides = [(self, info), other];
-        let [a, b] = sides.map(|(file, info)| file.tensor_data(info));
-        let common = a.len().min(b.len());
-        let differs = (0..common.div_ceil(PIECE)).into_par_iter().find_map_first(|piece| {
+        let common = info.bytes.min(other.1.bytes) as usize;
+        (0..common.div_ceil(PIECE)).into_par_iter().map(move |piece| {
             let (start, end) = (piece * PIECE, common.min((piece + 1) * PIECE));
-            let (a, b) = (&a[start..end], &b[start..end]);
-            if a != b {
-                return a.iter().zip(b).position(|(x, y)| x != y).map(|at| start + at);
-            }
+            let [a, b] = sides.map(|(file, info)| &file.tensor_data(info)[start..end]);
+            let found = f(start, a, b);
             for (file, info) in sides {
                 let at = file.data_range(info).start;
                 file.parts[info.part].release(at + start..at + end);
             }
-            None
-        });
-        differs.or((a.len() != b.len()).then_some(common))
+            found
+        })
+    }
+
+    /// Lets go of the memory behind a tensor's data, see [`Part::release`].
+    pub fn release(&self, info: &TensorInfo) {
+        self.parts[info.part].release(self.data_range(info));
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Gguf {
     pub(super) alignment: u64,
     pub(super) metadata: Vec<(String, Value)>,
     pub(super) tensors: Vec<TensorInfo>,
+    /// The places of the tensors, by their names: a file may have tens of thousands.
+    pub(super) by_name: Vec<usize>,
     /// Bytes of each key-value pair, in order.
     pub(super) pair_ranges: Vec<Range<usize>>,
     /// Where the data section of each part starts; one entry unless this is a split model as a whole.
@@ -107,7 +109,8 @@ impl Gguf {
             return Err(GgufError::Tail { expected: data_end, found: file_len });
         }
         let data_starts = vec![data_start];
-        Ok(Self { version, alignment, metadata, tensors, pair_ranges, data_starts, file_len })
+        let by_name = by_name(&tensors);
+        Ok(Self { version, alignment, metadata, tensors, by_name, pair_ranges, data_starts, file_len })
     }
 
     /// The GGUF version, 2 or 3.
@@ -137,7 +140,8 @@ impl Gguf {
     /// The tensor of this name.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.iter().find(|t| t.name == name)
+        let at = self.by_name.binary_search_by(|&i| self.tensors[i].name.as_str().cmp(name)).ok()?;
+        self.tensors.get(self.by_name[at])
     }
 
     /// How many files this is: more than one for a split model that was opened as a whole.
@@ -292,6 +296,13 @@ fn read_infos(at: &mut Cursor<'_>, n: usize, alignment: u64) -> Result<Vec<Tenso
         tensors.push(info);
     }
     Ok(tensors)
+}
+
+/// Places of tensors in the order of their names.
+pub(super) fn by_name(tensors: &[TensorInfo]) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..tensors.len()).collect();
+    places.sort_unstable_by(|&a, &b| tensors[a].name.cmp(&tensors[b].name));
+    places
 }
 
 fn key_type(key: &str, expected: &'static str, found: &Value) -> GgufError {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{Kernel, Outcome, Trial};
 use crate::direction::Direction;
 use crate::evaluate::run::Options;
+use crate::output::sync_folder;
 use crate::runtime::{self, Prompt};
 
 /// What a search is of: trials of another one must not be taken for its own.
@@ -73,6 +74,12 @@ pub enum LogError {
         /// What it said.
         source: io::Error,
     },
+    /// Another search is adding to it.
+    #[error("{}: is being written by another ggsteer; wait for it, or name another file", path.display())]
+    Busy {
+        /// The log.
+        path: PathBuf,
+    },
     /// Another kind of file, which is left as it is.
     #[error("{}: exists and is no log of `ggsteer optimize`; name another file", path.display())]
     NotALog {
@@ -125,6 +132,12 @@ impl Log {
             .truncate(false)
             .open(path)
             .map_err(io)?;
+        #[cfg(unix)]
+        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+            == Err(rustix::io::Errno::WOULDBLOCK)
+        {
+            return Err(LogError::Busy { path: path.to_path_buf() });
+        }
         let mut text = Vec::new();
         file.read_to_end(&mut text).map_err(io)?;
         // What follows the last line break was cut short.
@@ -138,6 +151,7 @@ impl Log {
             }
             log.truncate(0)?;
             log.line(&first)?;
+            sync_folder(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")));
             return Ok((log, Vec::new()));
         }
         let text = str::from_utf8(&text[..whole]);

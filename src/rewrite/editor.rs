@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::Write;
 
 use super::basis::{Basis, seen_by};
@@ -23,6 +23,8 @@ pub(super) struct Editor<'a> {
     how: How<'a>,
     /// Each planned tensor with R as it sees it, in the order of the file.
     tensors: Vec<(&'a PlannedTensor, &'a TensorInfo, Cow<'a, Basis>)>,
+    /// Their places there, by their names.
+    places: HashMap<&'a str, usize>,
     /// Descents that are done: tensor and slice, and what came of them.
     ready: VecDeque<((usize, usize), Descended)>,
 }
@@ -33,16 +35,19 @@ type Descended = Result<(Vec<u8>, Done), RewriteError>;
 impl<'a> Editor<'a> {
     /// Checks all that can be checked before the first tensor.
     pub fn new(file: &'a GgufFile, plan: &'a Plan, how: &How<'a>) -> Result<Self, RewriteError> {
+        let by_name = plan.by_name();
         let mut tensors = Vec::new();
+        let mut places = HashMap::new();
         for info in file.tensors() {
-            let Some(planned) = plan.tensors.iter().find(|p| p.writer.tensor == info.name) else { continue };
+            let Some(&planned) = by_name.get(info.name.as_str()) else { continue };
             if let Some(source) = how.source {
                 matching(source, info)?;
             }
             let basis = seen_by(file, &planned.writer, &plan.basis)?;
+            places.insert(info.name.as_str(), tensors.len());
             tensors.push((planned, info, basis));
         }
-        let editor = Self { file, how: *how, tensors, ready: VecDeque::new() };
+        let editor = Self { file, how: *how, tensors, places, ready: VecDeque::new() };
         for tensor in 0..editor.tensors.len() {
             if let Some(slice) = editor.slices(tensor)?.first() {
                 slice.check()?;
@@ -78,8 +83,7 @@ impl<'a> Editor<'a> {
 
     /// Writes the new bytes of the planned tensor of this name.
     pub fn edit(&mut self, name: &str, out: &mut dyn Write) -> Result<TensorReport, RewriteError> {
-        let tensor = self.tensors.iter().position(|(_, info, _)| info.name == name);
-        let tensor = tensor.ok_or_else(|| RewriteError::OtherFile { tensor: name.into() })?;
+        let tensor = self.places.get(name).copied().ok_or_else(|| RewriteError::OtherFile { tensor: name.into() })?;
         let mut all =
             Done { method: Method::Kept, totals: Totals::default(), saturation: Saturation::default() };
         let mut add = |done: Done| {

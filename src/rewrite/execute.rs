@@ -119,6 +119,7 @@ fn stream(
     let mut outputs = output.into_parts(file.n_parts(), &file.paths())?;
 
     let mut report = Report { untied: plan.unties(), ..Report::default() };
+    let by_name = plan.by_name();
     let bytes_total = file.tensors().iter().map(|t| t.bytes).sum();
     let mut bytes_done = 0;
     for (no, (part, out)) in file.parts().iter().zip(&mut outputs).enumerate() {
@@ -129,7 +130,7 @@ fn stream(
         let mut to = Through { part, out, at: part.header_bytes().end, shared: 0 };
         let mut data_end = to.at;
         for info in file.tensors().iter().filter(|info| info.part == no) {
-            let planned = plan.tensors.iter().find(|p| p.writer.tensor == info.name);
+            let planned = by_name.get(info.name.as_str());
             let addition = plan.addition(&info.name);
             progress(Progress {
                 tensor: Some(&info.name),

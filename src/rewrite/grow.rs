@@ -1,6 +1,7 @@
 //! Spending a size budget on the writers whose edit error matters most.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
 use std::io;
 
 use serde::Serialize;
@@ -62,9 +63,11 @@ pub fn grow(
     let mut costs: Vec<(usize, f64)> = Vec::new();
     let bytes_total = plan.bytes();
     let mut bytes_done = 0;
+    let places: HashMap<&str, usize> =
+        plan.tensors.iter().enumerate().map(|(at, p)| (p.writer.tensor.as_str(), at)).collect();
     let mut editor = Editor::new(file, plan, how)?;
     for info in file.tensors() {
-        let Some(at) = plan.tensors.iter().position(|p| p.writer.tensor == info.name) else { continue };
+        let Some(&at) = places.get(info.name.as_str()) else { continue };
         progress(Progress { tensor: Some(&info.name), edited: true, bytes_done, bytes_total });
         if plan.tensors[at].needs_calibration() {
             let report = editor.edit(&info.name, &mut io::sink())?;

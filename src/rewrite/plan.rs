@@ -1,6 +1,7 @@
 //! What will change, as a printable value.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
 use std::fmt;
 
 use serde::Serialize;
@@ -182,6 +183,11 @@ impl Plan {
     #[must_use]
     pub fn unties(&self) -> bool {
         self.tied_embeddings && self.tied == Tied::Untie && self.rank > 0
+    }
+
+    /// The tensors to edit, by their names.
+    pub(super) fn by_name(&self) -> HashMap<&str, &PlannedTensor> {
+        self.tensors.iter().map(|t| (t.writer.tensor.as_str(), t)).collect()
     }
 
     /// The first tensor that is rounded with regard to its inputs, or else without: see

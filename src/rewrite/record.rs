@@ -1,6 +1,8 @@
 //! What a file of ours says of how it was made: the `ggsteer.` keys, written and read in one place.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
+
 use super::{Plan, Tied};
 use crate::arch::{self, ArchError, Writer};
 use crate::direction::Direction;
@@ -202,22 +204,20 @@ impl Record {
         if self.partial { arch::partial_writers(original) } else { arch::writers(original) }
     }
 
-    /// The type a tensor was to have; none where the file does not say, or not of this type.
+    /// What each tensor that was to be edited was to get, by its name: its type, none where the file does not say or says
+    /// what is none, and how much of the edit, 1 being all. Empty where the file names no tensors.
     #[must_use]
-    pub fn type_of(&self, tensor: &str) -> Option<GgmlType> {
-        let index = self.tensors.as_ref()?.iter().position(|name| name == tensor)?;
-        GgmlType::from_name(self.types.as_ref()?.get(index)?)
-    }
-
-    /// How much of the edit a tensor was to get: 1 for all of it, 0 for none.
-    #[must_use]
-    pub fn strength(&self, tensor: &str) -> f64 {
-        let Some(tensors) = &self.tensors else { return 1.0 };
-        match (tensors.iter().position(|name| name == tensor), &self.strengths) {
-            (None, _) => 0.0,
-            (Some(_), None) => 1.0,
-            (Some(i), Some(strengths)) => strengths.get(i).map_or(1.0, |s| f64::from(*s)),
-        }
+    pub fn edits(&self) -> HashMap<&str, (Option<GgmlType>, f64)> {
+        // The first of a name counts.
+        let names = self.tensors.as_deref().unwrap_or_default();
+        let names = names.iter().enumerate().rev();
+        names
+            .map(|(i, name)| {
+                let ty = self.types.as_ref().and_then(|types| GgmlType::from_name(types.get(i)?));
+                let strength = self.strengths.as_ref().and_then(|all| all.get(i));
+                (name.as_str(), (ty, strength.map_or(1.0, |s| f64::from(*s))))
+            })
+            .collect()
     }
 }
 
@@ -245,14 +245,15 @@ mod tests {
             Record::read(&Gguf::parse(&writer.header().unwrap()).unwrap()).unwrap()
         };
         assert_eq!(back(&record), record);
-        assert!(record.strength("a") == 1.0);
+        assert!(record.edits().is_empty());
         record.tensors = Some(vec!["a".into(), "b".into()]);
         record.tied = Some(Tied::Skip);
         assert_eq!(back(&record), record);
-        assert_eq!(["a", "c"].map(|name| record.strength(name)), [1.0, 0.0]);
+        let edits = |record: &Record| ["a", "b", "c"].map(|name| record.edits().get(name).copied());
+        assert_eq!(edits(&record), [Some((None, 1.0)), Some((None, 1.0)), None]);
         record.strengths = Some(vec![1.0, 0.25]);
         assert_eq!(back(&record), record);
-        assert_eq!(record.strength("b"), 0.25);
+        assert_eq!(edits(&record)[1], Some((None, 0.25)));
         record.types = Some(vec!["q4_K".into(), "f16".into()]);
         record.preserve_norm = true;
         record.partial = true;
@@ -267,8 +268,8 @@ mod tests {
         record.additions = vec![addition(1), addition(2)];
         assert_eq!(back(&record), record);
         assert_eq!(
-            ["a", "b", "c"].map(|n| record.type_of(n)),
-            [Some(GgmlType::Q4_K), Some(GgmlType::F16), None]
+            edits(&record),
+            [Some((Some(GgmlType::Q4_K), 1.0)), Some((Some(GgmlType::F16), 0.25)), None]
         );
         let bare = Writer::new().key("general.architecture", "llama").header().unwrap();
         assert_eq!(Record::read(&Gguf::parse(&bare).unwrap()), None);

@@ -1,6 +1,8 @@
 //! Proof, from two files, that a rewrite changed what it planned and nothing else, and of how well it did.
 #![forbid(unsafe_code)]
 
+use std::collections::{HashMap, HashSet};
+
 use serde::Serialize;
 
 use super::editor::matching;
@@ -146,17 +148,19 @@ pub fn verify<E: From<RewriteError>>(
     let is_tied = arch::tied_embeddings(original);
     let tied = record.as_ref().and_then(|r| r.tied).unwrap_or(tied);
     let untied = is_tied && tied == Tied::Untie;
+    // A file may have tens of thousands of tensors.
+    let edits = record.as_ref().map(Record::edits).unwrap_or_default();
+    let by_name: HashMap<&str, &Writer> = writers.iter().map(|w| (w.tensor.as_str(), w)).collect();
     let strength = |writer: &Writer| match &record {
-        Some(record) if record.tensors.is_some() => record.strength(&writer.tensor),
+        Some(record) if record.tensors.is_some() => edits.get(writer.tensor.as_str()).map_or(0.0, |e| e.1),
         _ if is_tied && tied == Tied::Skip && writer.kind == WriterKind::TokenEmbedding => 0.0,
         _ => 1.0,
     };
     let additions = record.as_ref().map_or(&[][..], |r| &r.additions);
     let added = |name: &str| additions.iter().any(|a| a.tensor == name);
     let edited = |name: &str| {
-        let writer = writers.iter().find(|w| w.tensor == name);
-        let type_of = || record.as_ref().and_then(|r| r.type_of(name)).map_or(Retyped::ToAny, Retyped::To);
-        match writer {
+        let type_of = || edits.get(name).and_then(|e| e.0).map_or(Retyped::ToAny, Retyped::To);
+        match by_name.get(name) {
             Some(writer) if strength(writer) != 0.0 => Some(type_of()),
             _ => added(name).then_some(Retyped::ToAny),
         }
@@ -199,13 +203,16 @@ pub fn verify<E: From<RewriteError>>(
                 type_after: after.ty,
                 added: added(&writer.tensor),
                 bytes: after.bytes,
-                bytes_changed: changed(
-                    original.tensor_data(before),
-                    out.tensor_data(after),
-                    before.ty == after.ty,
-                ),
+                bytes_changed: if before.ty == after.ty {
+                    original.n_differences(before, (out, after))
+                } else {
+                    after.bytes
+                },
                 figures: totals.figures(),
             });
+            for (file, info) in [weights, (original, before), (out, after)] {
+                file.release(info);
+            }
         }
         step();
     }
@@ -232,8 +239,9 @@ fn unlike(
             all.push(VerifyError::Direction { index, expected, found });
         }
     }
+    let names: HashSet<&str> = writers.iter().map(|w| w.tensor.as_str()).collect();
     for name in record.tensors.iter().flatten() {
-        if !writers.iter().any(|w| w.tensor == *name) {
+        if !names.contains(name.as_str()) {
             all.push(VerifyError::NoWriter { name: name.clone() });
         }
     }
@@ -274,10 +282,6 @@ fn measure<E: From<RewriteError>>(
     Ok(totals)
 }
 
-fn changed(a: &[u8], b: &[u8], comparable: bool) -> u64 {
-    if comparable { a.iter().zip(b).filter(|(a, b)| a != b).count() as u64 } else { b.len() as u64 }
-}
-
 /// Checks that `out` has the tensors of `original` in the same order with the same shapes and types (and, where the
 /// plan unties, the original embedding as `output.weight` behind them), every tensor the plan does not name byte for
 /// byte, and every key of `original`, in order, with its value, those of `ggsteer.` excepted. Returns the number of
@@ -299,8 +303,9 @@ pub fn verify_untouched_with(
     plan: &Plan,
     step: &mut dyn FnMut(),
 ) -> Result<usize, VerifyError> {
+    let by_name = plan.by_name();
     let edited = |name: &str| {
-        let planned = plan.tensors.iter().find(|p| p.writer.tensor == name).map(|p| p.out_type);
+        let planned = by_name.get(name).map(|p| p.out_type);
         let added = || original.tensor(name).filter(|_| plan.addition(name).is_some()).map(|t| t.ty);
         planned.or_else(added).map(Retyped::To)
     };

@@ -79,7 +79,7 @@ impl Folder {
         let mut command = assert_cmd::cargo::cargo_bin_cmd!("ggsteer");
         command.current_dir(self.0.path());
         // The settings of whoever runs the tests are not the tests'.
-        command.env("XDG_CONFIG_HOME", self.path("no-settings"));
+        command.env("XDG_CONFIG_HOME", self.path("no-settings")).env_remove("GGSTEER_TABLES");
         command
     }
 
@@ -87,6 +87,7 @@ impl Folder {
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.current_dir(self.0.path()).env("XDG_CONFIG_HOME", self.path("no-settings"));
+        command.env_remove("GGSTEER_TABLES");
         command
     }
 

@@ -415,25 +415,48 @@ pub fn big(path: &Path, spec: &Spec, ty: Type) -> io::Result<()> {
 
 /// The same with a type for each name.
 fn big_mixed(path: &Path, spec: &Spec, ty: impl Fn(&str) -> Type) -> io::Result<()> {
-    let layout = spec.layout();
-    let infos: Vec<_> = layout
-        .iter()
-        .map(|(name, ne, _)| Info {
+    let mut stream = Stream::new(spec, ty);
+    let infos = stream.infos();
+    writer::write(path, &spec.metadata(), &infos, |i, out| stream.write(i, out))
+}
+
+/// A model whose values are made while they are written, tensor by tensor.
+pub struct Stream {
+    tensors: Vec<(String, Vec<usize>, Type, f32)>,
+    random: Random,
+}
+
+impl Stream {
+    /// That of a spec, with a type for each matrix; vectors are F32.
+    pub fn new(spec: &Spec, ty: impl Fn(&str) -> Type) -> Self {
+        let tensors = spec.layout().into_iter().map(|(name, ne, role)| {
+            let deviation = match role {
+                Role::Embedding | Role::Gain => 1.0,
+                Role::Matrix => 1.0 / (ne[0] as f32).sqrt(),
+                Role::Writer { n_writes } => 1.0 / ((ne[0] * n_writes) as f32).sqrt(),
+                Role::Bias => 0.1,
+            };
+            let ty = if ne.len() == 1 { Type::F32 } else { ty(&name) };
+            (name, ne, ty, deviation)
+        });
+        Self { tensors: tensors.collect(), random: Random(spec.seed) }
+    }
+
+    /// Name, shape and type of every tensor, in order.
+    pub fn infos(&self) -> Vec<Info> {
+        let info = |(name, ne, ty, _): &(String, Vec<usize>, Type, f32)| Info {
             name: name.clone(),
             ne: ne.iter().map(|&n| n as u64).collect(),
-            ty: if ne.len() == 1 { Type::F32 } else { ty(name) },
-        })
-        .collect();
-    let mut random = Random(spec.seed);
-    writer::write(path, &spec.metadata(), &infos, |i, out| {
-        let n: usize = layout[i].1.iter().product();
-        let deviation = match layout[i].2 {
-            Role::Embedding | Role::Gain => 1.0,
-            Role::Matrix => 1.0 / (layout[i].1[0] as f32).sqrt(),
-            Role::Writer { n_writes } => 1.0 / ((layout[i].1[0] * n_writes) as f32).sqrt(),
-            Role::Bias => 0.1,
+            ty: *ty,
         };
-        match infos[i].ty {
+        self.tensors.iter().map(info).collect()
+    }
+
+    /// Writes the data of a tensor; to be asked for in order.
+    pub fn write(&mut self, i: usize, out: &mut dyn io::Write) -> io::Result<()> {
+        let (_, ne, ty, deviation) = &self.tensors[i];
+        let (n, deviation, random) = (ne.iter().product::<usize>(), *deviation, &mut self.random);
+        match ty {
             Type::F32 => (0..n).try_for_each(|_| out.write_all(&deviation.to_le_bytes())),
             Type::F16 => (0..n)
                 .try_for_each(|_| out.write_all(&f16::from_f32(deviation * random.spread()).to_le_bytes())),
@@ -441,7 +464,7 @@ fn big_mixed(path: &Path, spec: &Spec, ty: impl Fn(&str) -> Type) -> io::Result<
             Type::Q4K => (0..n / 256).try_for_each(|_| out.write_all(&random.q4_k_block(deviation))),
             Type::Q6K => (0..n / 256).try_for_each(|_| out.write_all(&random.q6_k_block(deviation))),
         }
-    })
+    }
 }
 
 /// The tokenizer's metadata: GPT-2's byte-level BPE with 256 bytes, [`MERGES`] and [`SPECIAL`].
