@@ -2,7 +2,7 @@
 
 TARGET = $${CARGO_TARGET_DIR:-target}
 
-.PHONY: help setup build demo test lint package bench
+.PHONY: help setup build demo test lint package bench fuzz
 .DEFAULT_GOAL := help
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo "make lint    formatting, clippy and documentation only"
 	@echo "make package what a published crate holds, and that it is small enough"
 	@echo "make bench   benchmarks"
+	@echo "make fuzz    fuzz the readers of files, 120 seconds each; needs a nightly toolchain"
 	@echo "make build   target/release/ggsteer, compiled for this processor"
 
 setup:
@@ -50,3 +51,6 @@ package:
 
 bench: setup
 	+cargo bench
+
+fuzz:
+	@sh scripts/fuzz.sh
