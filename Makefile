@@ -57,6 +57,9 @@ package:
 bench: setup
 	+cargo bench
 
+fuzz:
+	@sh scripts/fuzz.sh
+
 scale: setup
 	+@sh scripts/scale.sh
 

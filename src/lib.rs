@@ -72,6 +72,7 @@ pub mod direction;
 pub mod evaluate;
 pub mod export;
 pub mod gguf;
+pub mod input;
 pub mod intervention;
 pub mod near;
 pub mod optimize;

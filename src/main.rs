@@ -5,6 +5,9 @@ mod cli;
 
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: ggsteer::runtime::Allocator = ggsteer::runtime::Allocator;
+
 fn main() -> ExitCode {
     match cli::parse().and_then(cli::Cli::run) {
         Ok(()) => ExitCode::SUCCESS,

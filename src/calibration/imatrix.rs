@@ -13,7 +13,11 @@ use std::sync::{Arc, Mutex};
 use super::sample::Store;
 use super::{Calibration, CalibrationError, Inputs, Origin, Slice, Target};
 use crate::gguf::{Gguf, GgufError};
+use crate::input;
 use crate::quant::GgmlType;
+
+/// The most bytes of an imatrix file; those of the largest models have a few GB.
+const MOST: u64 = 1 << 33;
 
 /// An imatrix file's mean squares.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,7 +41,7 @@ impl Imatrix {
     /// A file that is neither, or of which a part is missing or no number.
     pub fn load(path: &Path) -> Result<Self, CalibrationError> {
         let fail = |source| CalibrationError::Gguf { path: path.into(), source };
-        let bytes = std::fs::read(path).map_err(|e| fail(GgufError::Write(e)))?;
+        let bytes = input::read(path, MOST).map_err(|e| fail(GgufError::Write(e)))?;
         let entries = if bytes.starts_with(b"GGUF") {
             let gguf = Gguf::parse(&bytes).map_err(fail)?;
             let kind = gguf.get_str("general.type");

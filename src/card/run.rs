@@ -1,12 +1,12 @@
 //! What was measured: the JSON that `evaluate`, `abliterate`, `orthogonalize` and `verify` print.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use crate::evaluate::interval::{Mean, Rate};
+use crate::input;
 use crate::prompts::split::Used;
 
 /// Why a run cannot be read.
@@ -137,7 +137,7 @@ impl Run {
     /// [`RunError`]: unreadable, no JSON, or of a command that measures nothing of a file.
     pub fn load(path: &Path) -> Result<Self, RunError> {
         let at = || path.to_path_buf();
-        let text = fs::read_to_string(path).map_err(|source| RunError::Read { path: at(), source })?;
+        let text = input::read_text(path, input::JSON).map_err(|source| RunError::Read { path: at(), source })?;
         let run: Self =
             serde_json::from_str(&text).map_err(|source| RunError::Json { path: at(), source })?;
         if run.max_leak.is_none() && run.harmful.is_none() && run.after.is_none() {

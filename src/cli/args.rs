@@ -9,6 +9,7 @@ use ggsteer::direction::Direction;
 use ggsteer::evaluate::refusals::Markers;
 use ggsteer::evaluate::run::Set;
 use ggsteer::gguf::{GgufFile, ModelSummary};
+use ggsteer::input;
 use ggsteer::near::did_you_mean;
 pub use ggsteer::prompts::Sets;
 use ggsteer::prompts::hub::Hub;
@@ -90,7 +91,7 @@ impl RunArgs {
             None => None,
             Some(name) => Some(match ChatTemplate::builtin(name) {
                 Some(source) => source.to_string(),
-                None => std::fs::read_to_string(name).map_err(|error| {
+                None => input::read_text(Path::new(name), input::BY_HAND).map_err(|error| {
                     let names: Vec<&str> = ChatTemplate::builtin_names().collect();
                     let near = did_you_mean(name, names.iter().copied());
                     let names = names.join(", ");

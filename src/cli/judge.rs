@@ -6,6 +6,7 @@ use anyhow::{Context, Result, anyhow};
 use ggsteer::evaluate::judge::{self, Judge, Verdicts, WORDS};
 use ggsteer::evaluate::run::Evaluated;
 use ggsteer::gguf::GgufFile;
+use ggsteer::input;
 use ggsteer::runtime::{Error, Model, Prompt};
 use serde::Serialize;
 
@@ -68,7 +69,7 @@ impl JudgeArgs {
         let Some(path) = &self.judge else { return Ok(None) };
         let file = GgufFile::open(path).with_context(|| format!("--judge {}", path.display()))?;
         let source = self.judge_template.as_ref().map(|path| {
-            std::fs::read_to_string(path).with_context(|| format!("--judge-template {}", path.display()))
+            input::read_text(path, input::BY_HAND).with_context(|| format!("--judge-template {}", path.display()))
         });
         let chat_template = source.transpose()?.map(|s| judge::template(&s));
         let options = run.model_options(chat_template)?;

@@ -94,6 +94,7 @@ impl Cli {
     pub fn run(self) -> Result<()> {
         ggsteer::runtime::set_verbose(self.verbose);
         ggsteer::runtime::exit_on_abort();
+        ggsteer::runtime::exit_past_bounds();
         #[cfg(target_os = "linux")]
         ggsteer::runtime::exit_on_cut_file();
         let ui = Ui { json: self.json, quiet: self.quiet };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use ggsteer::evaluate::perplexity::{self, Perplexity, Ratio};
+use ggsteer::input;
 use ggsteer::intervention::Intervention;
 use ggsteer::runtime::{Model, Token};
 use serde::Serialize;
@@ -54,7 +55,7 @@ impl PerplexityArgs {
     /// Reads the text, where there is one.
     pub fn load(&self, model: &Model) -> Result<Option<Text>> {
         let Some(path) = &self.perplexity else { return Ok(None) };
-        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let text = input::read_text(path, input::TEXT).with_context(|| path.display().to_string())?;
         let room = model.n_ctx_train();
         let n_ctx = self.ppl_ctx.unwrap_or(N_CTX.min(room));
         ensure!(n_ctx <= room, "--ppl-ctx {n_ctx}: the model's context holds {room}");

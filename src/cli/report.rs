@@ -9,6 +9,7 @@ use ggsteer::activations::shared_positions;
 use ggsteer::analysis::COINCIDE;
 use ggsteer::direction::{Direction, ablation};
 use ggsteer::evaluate::run::Options;
+use ggsteer::input;
 use ggsteer::intervention::{Intervention, Positions};
 use ggsteer::output::OutputFile;
 use ggsteer::report::run::{Document, FileRecord, Measured, Said, Story};
@@ -132,7 +133,7 @@ impl Args {
         let inputs: Vec<&Path> = self.runs.iter().map(PathBuf::as_path).collect();
         let page = Page::open(&self.output, self.png.as_deref(), self.force, &inputs)?;
         let read = |path: &PathBuf| -> Result<Document> {
-            let bytes = fs::read(path).with_context(|| path.display().to_string())?;
+            let bytes = input::read(path, input::JSON).with_context(|| path.display().to_string())?;
             Ok(Document::read(&path.display().to_string(), &bytes)?)
         };
         let documents = self.runs.iter().map(read).collect::<Result<Vec<_>>>()?;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use axum::http::HeaderValue;
 use ggsteer::chat::Named;
+use ggsteer::input;
 use ggsteer::runtime::Model;
 use ggsteer::serve::{Add, At, Limits, Logged, Logger, Options, Server, Steering, Term, Which, Whole};
 use serde::Serialize;
@@ -178,7 +179,7 @@ impl AccessArgs {
         let key = match (&self.api_key, &self.api_key_file) {
             (Some(key), _) => key.clone(),
             (None, Some(path)) => {
-                let text = std::fs::read_to_string(path);
+                let text = input::read_text(path, input::BY_HAND);
                 let text = text.with_context(|| format!("--api-key-file {}", path.display()))?;
                 text.lines().next().unwrap_or_default().trim().to_owned()
             }

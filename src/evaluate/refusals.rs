@@ -123,7 +123,7 @@ impl Markers {
     /// When the file cannot be read as UTF-8 text or holds no phrase.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, MarkersError> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path)
+        let text = crate::input::read_text(path, crate::input::BY_HAND)
             .map_err(|source| MarkersError::Read { path: path.into(), source })?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         let markers = Self::new(text.lines().filter(|line| !line.trim_start().starts_with('#')));

@@ -88,10 +88,13 @@ impl<'a> Cursor<'a> {
         self.take(len, what)
     }
 
-    /// A string that must be UTF-8.
+    /// A string that must be UTF-8, and the same as a C string.
     pub(super) fn name(&mut self, what: impl Fn() -> String) -> Result<String> {
         let offset = self.at as u64;
         let bytes = self.string(&what)?;
+        if bytes.contains(&0) {
+            return Err(GgufError::Nul { what: what(), offset });
+        }
         String::from_utf8(bytes.to_vec()).map_err(|_| GgufError::Utf8 { what: what(), offset })
     }
 

@@ -59,6 +59,14 @@ pub enum GgufError {
         /// Where it starts.
         offset: u64,
     },
+    /// A key or tensor name that llama.cpp would read only up to a zero byte in it.
+    #[error("{what} at {offset} has a zero byte in it")]
+    Nul {
+        /// Which name.
+        what: String,
+        /// Where it starts.
+        offset: u64,
+    },
     /// A key of no characters.
     #[error("empty key at {offset}")]
     EmptyKey {

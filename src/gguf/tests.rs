@@ -169,6 +169,8 @@ fn malformed_pairs_are_refused() {
     let one = |key: &[u8], ty: u32, value: &[u8]| reject(&with_pair(&pair(key, ty, value)));
     assert!(matches!(one(b"", 0, &[1; 9]), GgufError::EmptyKey { offset: 24 }));
     assert!(matches!(one(b"\xff", 0, &[1; 9]), GgufError::Utf8 { .. }));
+    // To ggml this is the alignment.
+    assert!(matches!(one(b"general.alignment\0", 4, &[1; 4]), GgufError::Nul { offset: 24, .. }));
     assert!(matches!(one(b"k", 13, &[1; 9]), GgufError::ValueType { found: 13, offset: 33, .. }));
     assert!(matches!(one(b"k", 5, &[1; 3]), GgufError::Truncated { needed: 4, offset: 37, end: 40, .. }));
     assert!(matches!(one(b"k", 8, &u64::MAX.to_le_bytes()), GgufError::Truncated { .. }));
@@ -196,6 +198,7 @@ fn malformed_tensors_are_refused() {
     assert!(Gguf::parse(&with_tensors(&[(b"t", &[32], 0, 0)])).is_ok());
     assert!(matches!(one(&[b'x'; 64], &[32], 0, 0), GgufError::NameLength { found: 64, .. }));
     assert!(matches!(one(b"\xff", &[32], 0, 0), GgufError::Utf8 { .. }));
+    assert!(matches!(one(b"t\0u", &[32], 0, 0), GgufError::Nul { .. }));
     assert!(matches!(one(b"t", &[1; 5], 0, 0), GgufError::Dimensions { found: 5, .. }));
     for id in [4, 36, 43, 1000, u32::MAX] {
         assert!(matches!(one(b"t", &[32], id, 0), GgufError::TensorType { found, .. } if found == id));
@@ -378,9 +381,14 @@ proptest! {
                 let nested = ours.metadata().iter().any(|(_, v)| matches!(v, Value::Array(Array::Array(_))));
                 prop_assert!(nested || theirs.is_some(), "byte {} = {with}", at % header);
             }
-            // What only we refuse: names that are not UTF-8, and data that is not there or cannot be (checked there on
-            // loading).
-            Err(GgufError::Utf8 { .. } | GgufError::Data { .. } | GgufError::Shape { .. }) => {}
+            // What only we refuse: names that are no text or no C strings, and data that is not there or cannot be
+            // (checked there on loading).
+            Err(
+                GgufError::Utf8 { .. }
+                | GgufError::Nul { .. }
+                | GgufError::Data { .. }
+                | GgufError::Shape { .. },
+            ) => {}
             Err(error) => prop_assert!(theirs.is_none(), "byte {} = {with}: {error}", at % header),
         }
     }

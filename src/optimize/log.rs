@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{Kernel, Outcome, Trial};
 use crate::direction::Direction;
 use crate::evaluate::run::Options;
+use crate::input;
 use crate::output::sync_folder;
 use crate::runtime::{self, Prompt};
 
@@ -138,8 +139,7 @@ impl Log {
         {
             return Err(LogError::Busy { path: path.to_path_buf() });
         }
-        let mut text = Vec::new();
-        file.read_to_end(&mut text).map_err(io)?;
+        let text = input::read_from(&mut file, input::JSON).map_err(io)?;
         // What follows the last line break was cut short.
         let whole = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
         let mut log = Self { path: path.to_path_buf(), file };

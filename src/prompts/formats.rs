@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{PromptError, USUAL_COLUMNS, parquet};
+use crate::input;
 
 /// The extensions that can be read; a file without one is text.
 pub(super) const EXTENSIONS: [&str; 7] = ["txt", "csv", "tsv", "json", "jsonl", "ndjson", "parquet"];
@@ -30,7 +31,8 @@ pub(super) fn read(
     let mut prompts = if extension == "parquet" {
         parquet::read(path, column, enough)?
     } else {
-        let bytes = std::fs::read(path).map_err(failed)?;
+        let most = if extension == "json" { input::JSON } else { input::TEXT };
+        let bytes = input::read(path, most).map_err(failed)?;
         parse(path, &extension, &bytes, column)?
     };
     prompts.retain(|prompt| !prompt.trim().is_empty());
@@ -62,6 +64,9 @@ fn parse_jsonl(path: &Path, text: &str, column: Option<&str>) -> Result<Vec<Stri
     let mut chosen = column.map(str::to_owned);
     let mut prompts = Vec::new();
     for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        if line.len() as u64 > input::JSON {
+            return Err(syntax(path, i + 1, &format!("a line of more than {} bytes", input::JSON)));
+        }
         let value: Value = serde_json::from_str(line).map_err(|error| syntax(path, i + 1, &error))?;
         prompts.push(take(path, &format!("line {}", i + 1), value, &mut chosen)?);
     }

@@ -1,24 +1,36 @@
 //! Parquet files: one column of text.
+//!
+//! A page says how much room it takes once it is decompressed, and how many values it has, and a file of a few bytes can
+//! say anything. What it says is checked against the bounds here before the decoder believes it.
+
+mod pages;
 
 use std::cell::Cell;
 use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Once;
 
 use ::parquet::basic::{ConvertedType, Type};
-use ::parquet::column::reader::get_typed_column_reader;
-use ::parquet::data_type::{ByteArray, ByteArrayType};
+use ::parquet::column::reader::ColumnReaderImpl;
+use ::parquet::data_type::ByteArrayType;
 use ::parquet::errors::ParquetError;
 use ::parquet::file::metadata::ColumnChunkMetaData;
-use ::parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
+use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 
 use super::PromptError;
 use super::formats::guess;
+use crate::input;
+use pages::{Checked, Source};
 
-/// Rows decoded at once.
-const ROWS: usize = 1024;
+/// Rows decoded at once: few, for each may be as long as its page, where all begin like the first.
+const ROWS: usize = 4;
+/// Bytes of a file's metadata at most.
+const MAX_METADATA: u64 = 1 << 26;
+/// Rows of a file at most, nulls included.
+const MAX_ROWS: usize = 1 << 24;
 
 /// The texts of a column in their order, nulls left out; at least the first `enough`, where given.
 pub(super) fn read(
@@ -30,26 +42,93 @@ pub(super) fn read(
     let file = File::open(path).map_err(unreadable)?;
     let size = file.metadata().map_err(unreadable)?.len();
     let failed = |error: ParquetError| PromptError::Parquet { path: path.into(), message: error.to_string() };
+    let source = file.try_clone().map_err(unreadable)?;
+    check_footer(&source, size).map_err(failed)?;
     let reader = sheltered(|| SerializedFileReader::new(file)).map_err(failed)?;
-    let index = find(path, reader.metadata().file_metadata().schema_descr(), column)?;
-    let mut prompts = Vec::new();
-    for group in 0..reader.num_row_groups() {
-        if enough.is_some_and(|enough| prompts.len() >= enough) {
+    let metadata = reader.metadata();
+    let index = find(path, metadata.file_metadata().schema_descr(), column)?;
+    let mut texts = Texts { enough, ..Texts::default() };
+    for group in metadata.row_groups() {
+        if texts.are_enough() {
             break;
         }
-        check(reader.metadata().row_group(group).column(index), size).map_err(failed)?;
-        let values = sheltered(|| texts(&*reader.get_row_group(group)?, index)).map_err(failed)?;
-        for value in values {
-            let text = String::from_utf8(value.data().to_vec());
-            let at = || format!("text {}", prompts.len() + 1);
-            let text = text.map_err(|_| PromptError::NotUtf8 { path: path.into(), at: at() })?;
-            // Counted as prompts only if they are.
-            if !text.trim().is_empty() {
-                prompts.push(text);
-            }
+        let column = group.column(index);
+        check(column, size).map_err(failed)?;
+        let source = source.try_clone().map_err(unreadable)?;
+        let rows = usize::try_from(group.num_rows()).unwrap_or(0);
+        sheltered(|| texts.read(Source::new(source, column)?, column, rows)).map_err(failed)?;
+        if let Some(at) = texts.not_utf8 {
+            return Err(PromptError::NotUtf8 { path: path.into(), at: format!("text {at}") });
         }
     }
-    Ok(prompts)
+    Ok(texts.prompts)
+}
+
+/// What was read so far.
+#[derive(Default)]
+struct Texts {
+    enough: Option<usize>,
+    prompts: Vec<String>,
+    rows: usize,
+    bytes: u64,
+    /// The text, counted from 1, that is none.
+    not_utf8: Option<usize>,
+}
+
+impl Texts {
+    fn are_enough(&self) -> bool {
+        self.enough.is_some_and(|enough| self.prompts.len() >= enough)
+    }
+
+    /// Adds the values of a column in one row group that are not null, and not blank: as prompts count only those.
+    fn read(
+        &mut self,
+        source: Source,
+        column: &ColumnChunkMetaData,
+        rows: usize,
+    ) -> Result<(), ParquetError> {
+        let pages = Checked::new(source, column, rows)?;
+        let mut reader =
+            ColumnReaderImpl::<ByteArrayType>::new(column.column_descr_ptr(), Box::new(pages));
+        let (mut values, mut levels) = (Vec::new(), Vec::new());
+        while !self.are_enough() && self.not_utf8.is_none() {
+            values.clear();
+            levels.clear();
+            let (records, _, _) = reader.read_records(ROWS, Some(&mut levels), None, &mut values)?;
+            if records == 0 {
+                break;
+            }
+            self.rows += records;
+            for value in &values {
+                let Ok(text) = std::str::from_utf8(value.data()) else {
+                    self.not_utf8 = Some(self.prompts.len() + 1);
+                    break;
+                };
+                if !text.trim().is_empty() {
+                    self.bytes += text.len() as u64;
+                    self.prompts.push(text.to_owned());
+                }
+            }
+            if self.rows > MAX_ROWS || self.bytes > input::TEXT {
+                let (most, bytes) = (MAX_ROWS, input::TEXT);
+                return Err(ParquetError::General(format!("more than {most} rows or {bytes} bytes of text")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The last eight bytes: the length of the metadata before them, which the reader makes room for, and a magic.
+fn check_footer(mut file: &File, size: u64) -> Result<(), ParquetError> {
+    let mut end = [0; 8];
+    file.seek(SeekFrom::Start(size.saturating_sub(8)))?;
+    let whole = file.read_exact(&mut end).is_ok();
+    let length = u64::from(u32::from_le_bytes([end[0], end[1], end[2], end[3]]));
+    if whole && end.ends_with(b"PAR1") && length > MAX_METADATA {
+        let why = format!("metadata of {length} bytes, and {MAX_METADATA} at most are read");
+        return Err(ParquetError::General(why));
+    }
+    Ok(())
 }
 
 /// What the reader takes for granted: that the pages lie in the file.
@@ -82,19 +161,6 @@ fn sheltered<T>(decode: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, P
     let result = std::panic::catch_unwind(AssertUnwindSafe(decode));
     DECODING.set(false);
     result.unwrap_or_else(|_| Err(ParquetError::General("a damaged page".to_owned())))
-}
-
-/// The values of a column in one row group that are not null.
-fn texts(group: &dyn RowGroupReader, index: usize) -> Result<Vec<ByteArray>, ParquetError> {
-    let mut reader = get_typed_column_reader::<ByteArrayType>(group.get_column_reader(index)?);
-    let (mut values, mut levels) = (Vec::new(), Vec::new());
-    loop {
-        levels.clear();
-        let (records, _, _) = reader.read_records(ROWS, Some(&mut levels), None, &mut values)?;
-        if records == 0 {
-            return Ok(values);
-        }
-    }
 }
 
 /// The index of the leaf that holds the prompts.

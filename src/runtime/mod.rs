@@ -19,6 +19,7 @@
 //! ```
 
 mod adapter;
+mod bound;
 #[cfg(target_os = "linux")]
 mod cut;
 mod device;
@@ -37,6 +38,7 @@ pub mod template;
 use std::path::PathBuf;
 
 pub use adapter::Stock;
+pub use bound::{Allocator, exit_past_bounds};
 #[cfg(target_os = "linux")]
 pub use cut::exit_on_cut_file;
 pub use device::{

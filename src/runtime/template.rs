@@ -2,7 +2,9 @@
 //!
 //! Templates are Jinja as the transformers library renders it: blocks trimmed, Python's string methods,
 //! `raise_exception`, `strftime_now`, `tojson`, `namespace`, loop controls; `tools` and `documents` are none.
-//! They come with the model and are not trusted with more than words: they read no files and run out of fuel.
+//! They come with the model and are not trusted with more than words: they read no files, run out of fuel (two million
+//! steps, and 64 bytes for each) and write no list longer than 256 KiB. What fuel does not see has bounds of its own in a program
+//! ([`exit_past_bounds`](super::exit_past_bounds)).
 //!
 //! ```
 //! use ggsteer::runtime::template::{ChatTemplate, Message, Role, Segment};
@@ -26,6 +28,7 @@ use std::error::Error as _;
 
 use minijinja::{Environment, Value, context};
 
+use super::bound::within;
 pub use segments::Segment;
 use segments::{Piece, separate, stand_in};
 
@@ -85,6 +88,9 @@ pub enum TemplateError {
         /// Its words.
         message: String,
     },
+    /// The system gives no thread to run it on.
+    #[error("chat template: no thread with 512 MB of stack to render it on: {0}")]
+    Thread(#[source] std::io::Error),
     /// A message is nowhere in what it wrote.
     #[error("chat template leaves out message {message} ({})", role.as_str())]
     Dropped {
@@ -99,6 +105,11 @@ pub enum TemplateError {
     /// It writes something else for other contents, and whose words are whose cannot be told.
     #[error("chat template depends on the content of a message in a way that hides where the content is")]
     ContentDependent,
+}
+
+fn compile(source: &str, now: i64) -> Result<Environment<'static>, TemplateError> {
+    let env = within(|| python::compile(source, now)).map_err(TemplateError::Thread)?;
+    env.map_err(TemplateError::Syntax)
 }
 
 /// minijinja's errors leave their causes to be asked for.
@@ -131,9 +142,8 @@ impl ChatTemplate {
     /// # Errors
     /// When the source does not compile.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, TemplateError> {
-        let env = python::compile(source, python::now()).map_err(TemplateError::Syntax)?;
         Ok(Self {
-            env,
+            env: compile(source, python::now())?,
             source: source.to_owned(),
             bos: bos.to_owned(),
             eos: eos.to_owned(),
@@ -147,7 +157,7 @@ impl ChatTemplate {
     /// # Errors
     /// None that [`ChatTemplate::new`] had not already.
     pub fn at(mut self, seconds: i64) -> Result<Self, TemplateError> {
-        self.env = python::compile(&self.source, seconds).map_err(TemplateError::Syntax)?;
+        self.env = compile(&self.source, seconds)?;
         Ok(self)
     }
 
@@ -205,10 +215,14 @@ impl ChatTemplate {
     }
 
     fn pieces(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Vec<Piece>, TemplateError> {
-        let exact = self.text(messages.iter().map(|m| (m.role, m.content.clone())), add_generation_prompt)?;
-        let stand_ins = messages.iter().enumerate().map(|(i, m)| (m.role, stand_in(i, &m.content)));
-        let marked = self.text(stand_ins, add_generation_prompt)?;
-        separate(&exact, &marked, messages)
+        let pieces = || {
+            let plain = messages.iter().map(|m| (m.role, m.content.clone()));
+            let exact = self.text(plain, add_generation_prompt)?;
+            let stand_ins = messages.iter().enumerate().map(|(i, m)| (m.role, stand_in(i, &m.content)));
+            let marked = self.text(stand_ins, add_generation_prompt)?;
+            separate(&exact, &marked, messages)
+        };
+        within(pieces).map_err(TemplateError::Thread)?
     }
 
     fn text(

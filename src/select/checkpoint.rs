@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::grid::RefusalTokens;
+use crate::input;
 use crate::output::{OutputError, OutputFile};
 
 /// Between two savings.
@@ -126,8 +127,12 @@ impl Checkpoint {
         self.path.as_deref()
     }
 
-    /// Takes up what the file holds, after a check that it is of the same work.
-    pub(super) fn begin(
+    /// Takes up what the file holds, after a check that it is of the same work: of this `identity` (what, and its value)
+    /// and so many candidates. Where there is no file, nothing is done yet.
+    ///
+    /// # Errors
+    /// See [`CheckpointError`]: a file that cannot be read, is none of ours or damaged, or is of other work.
+    pub fn begin(
         &mut self,
         identity: Vec<(String, String)>,
         n_candidates: usize,
@@ -137,7 +142,7 @@ impl Checkpoint {
         let Some(path) = self.path.clone().filter(|path| !self.restart && path.exists()) else {
             return Ok(());
         };
-        let text = fs::read_to_string(&path)
+        let text = input::read_text(&path, input::JSON)
             .map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
         let kind = |why: String| CheckpointError::Kind { path: path.clone(), why };
         let file: File = serde_json::from_str(&text).map_err(|e| kind(e.to_string()))?;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::error::ContextKind;
 use clap::{Arg, ArgAction, Command};
+use ggsteer::input;
 use ggsteer::near::did_you_mean;
 use serde::Serialize;
 use toml::{Table, Value};
@@ -129,7 +130,7 @@ fn environment(root: &Command) -> Result<Vec<(String, String, Values)>> {
 
 fn read(root: &Command, path: &Path, origin: Origin) -> Result<Layer> {
     let at = || path.display().to_string();
-    let text = std::fs::read_to_string(path).with_context(at)?;
+    let text = input::read_text(path, input::BY_HAND).with_context(at)?;
     let file: Table = text.parse().map_err(|e: toml::de::Error| {
         let line = e.span().map_or(1, |span| text[..span.start].lines().count().max(1));
         anyhow!("{}: line {line}: {}", at(), e.message())

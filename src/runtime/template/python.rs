@@ -8,13 +8,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value, escape_formatter};
 
 /// The one template of the environment.
 pub(super) const NAME: &str = "chat_template";
 /// About this many steps, and 64 times as many bytes, before a template is stopped. Long conversations take
 /// some ten thousand.
 const FUEL: u64 = 2_000_000;
+/// Bytes that one value that is no text may be written as.
+const WRITTEN: usize = 1 << 18;
 /// Nesting of macros and blocks.
 const RECURSION: usize = 200;
 /// Nesting of values that `tojson` follows.
@@ -33,6 +35,16 @@ pub(super) fn compile(source: &str, now: i64) -> Result<Environment<'static>, Er
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.set_fuel(Some(FUEL));
     env.set_recursion_limit(RECURSION);
+    env.set_formatter(|out, state, value| {
+        // What a list takes to write is charged when it is written, and it may hold itself.
+        if *state.auto_escape() == AutoEscape::None && value.kind() != ValueKind::String {
+            let mut bounded = Bounded { out, left: WRITTEN };
+            return write!(bounded, "{value}").map_err(|_| {
+                Error::new(ErrorKind::OutOfFuel, format!("a value takes more than {WRITTEN} bytes to write"))
+            });
+        }
+        escape_formatter(out, state, value)
+    });
     env.add_filter("tojson", tojson);
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))
@@ -40,6 +52,19 @@ pub(super) fn compile(source: &str, now: i64) -> Result<Environment<'static>, Er
     env.add_function("strftime_now", move |format: &str| strftime(format, now));
     env.add_template_owned(NAME, without_generation_marks(source))?;
     Ok(env)
+}
+
+/// Takes so many bytes and no more.
+struct Bounded<W> {
+    out: W,
+    left: usize,
+}
+
+impl<W: std::fmt::Write> std::fmt::Write for Bounded<W> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.left = self.left.checked_sub(text.len()).ok_or(std::fmt::Error)?;
+        self.out.write_str(text)
+    }
 }
 
 /// Seconds since 1970.
@@ -74,7 +99,7 @@ fn next_tag(source: &str) -> Option<(&str, &str, &str)> {
 
 /// `json.dumps(value, ensure_ascii=False, indent=indent)`: no HTML escapes, a space after colons and commas.
 #[allow(clippy::needless_pass_by_value)] // minijinja hands arguments over
-fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
+fn tojson(state: &State, value: &Value, kwargs: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     // Accepted and of no effect here: values keep their order and nothing is escaped.
     for ignored in ["ensure_ascii", "sort_keys", "separators"] {
@@ -82,11 +107,21 @@ fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
     }
     kwargs.assert_all_used()?;
     let mut out = String::new();
-    write_json(value, indent.map(|n| n.min(16)), 0, &mut out)?;
+    write_json(state, value, indent.map(|n| n.min(16)), 0, &mut out)?;
     Ok(out)
 }
 
-fn write_json(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) -> Result<(), Error> {
+/// Every value takes fuel as it is written: a list that holds another one twice, and so on, is short to write down in a
+/// template and longer than memory in full.
+fn write_json(
+    state: &State,
+    value: &Value,
+    indent: Option<usize>,
+    depth: usize,
+    out: &mut String,
+) -> Result<(), Error> {
+    let text = value.as_str().map_or(0, str::len);
+    state.consume_fuel(((64 + text + depth * indent.unwrap_or(0)) / 64) as u64)?;
     if depth > JSON_DEPTH {
         return Err(Error::new(ErrorKind::InvalidOperation, "value is nested too deeply for tojson"));
     }
@@ -108,7 +143,7 @@ fn write_json(value: &Value, indent: Option<usize>, depth: usize, out: &mut Stri
             for item in value.try_iter()? {
                 out.push_str(if empty { "" } else { comma });
                 line(depth + 1, out);
-                write_json(&item, indent, depth + 1, out)?;
+                write_json(state, &item, indent, depth + 1, out)?;
                 empty = false;
             }
             if !empty {
@@ -123,7 +158,7 @@ fn write_json(value: &Value, indent: Option<usize>, depth: usize, out: &mut Stri
                 out.push_str(if empty { "" } else { comma });
                 line(depth + 1, out);
                 let _ = write!(out, "{}: ", quoted(&key.to_string())); // writing to a String cannot fail
-                write_json(&value.get_item(&key)?, indent, depth + 1, out)?;
+                write_json(state, &value.get_item(&key)?, indent, depth + 1, out)?;
                 empty = false;
             }
             if !empty {
