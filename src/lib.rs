@@ -86,6 +86,7 @@ pub mod rewrite;
 pub mod runtime;
 pub mod select;
 pub mod serve;
+mod unwind;
 
 /// SHA-256, in hex, of parts told apart by their lengths.
 pub(crate) fn digest(parts: impl IntoIterator<Item = Vec<u8>>) -> String {

@@ -5,7 +5,6 @@
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 
@@ -13,6 +12,7 @@ use super::Error;
 use super::state::{Glance, State};
 use crate::runtime::HookError;
 use crate::runtime::stream::Place;
+use crate::unwind::caught;
 
 /// A node of the graph, of which only [`Reach`] knows more than the address.
 pub(super) type Node = *mut c_void;
@@ -81,18 +81,13 @@ impl<R: Reach> Slot<R> {
         let thread = std::thread::current().id();
         let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (state, buffer) = &mut *guard;
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let outcome = caught(|| {
             // SAFETY: passed on from the caller.
             unsafe {
                 if ask { self.ask(state, buffer, thread, t) } else { self.computed(state, buffer, thread, t) }
             }
-        }));
-        let outcome = outcome.unwrap_or_else(|panic| {
-            let words = panic.downcast_ref::<&str>().map(ToString::to_string);
-            let words = words.or_else(|| panic.downcast_ref::<String>().cloned());
-            Err(HookError::Panic(words.unwrap_or_else(|| "no message".into())).into())
         });
-        match outcome {
+        match outcome.unwrap_or_else(|words| Err(HookError::Panic(words).into())) {
             Ok(answer) => answer,
             Err(error) => {
                 state.fail(thread, error);

@@ -1,12 +1,14 @@
 //! The state machine, on graphs that are made up node by node.
 #![allow(unsafe_code)]
 
+use super::linked::Linked;
 use super::slot::{Node, Reach, Slot, Work};
 use super::state::{Glance, Plan, Start};
-use super::{Error, Phase};
+use super::{Error, Phase, trampoline};
 use crate::intervention::{Intervention, Positions, Projection};
 use crate::runtime::stream::{Place, numbered};
 use crate::runtime::{HookError, Probe};
+use crate::unwind::tests::{WORDS, armed};
 use std::sync::Arc;
 
 /// A node with rows of 2; `panics` is what its rows are reached with.
@@ -104,6 +106,19 @@ fn a_panic_stays_within_and_is_told_once() {
     assert!(slot.state().verdict().is_ok());
     assert_eq!(run(&slot, &WHOLE), [0.0; 4]);
     assert!(slot.state().verdict().is_ok());
+}
+
+#[test]
+fn a_panic_in_the_callback_of_linked_contexts_stops_no_graph() {
+    let slot = Slot::new(Linked, 1, 2);
+    for ask in [true, false] {
+        let data = (&raw const slot).cast_mut().cast();
+        // SAFETY: the slot lives, and the node is not looked at.
+        let answer = armed(|| unsafe { trampoline(std::ptr::null_mut(), ask, data) });
+        assert_eq!(answer, !ask);
+        let error = slot.state().verdict().unwrap_err();
+        assert!(matches!(&error, Error::Hook(HookError::Panic(words)) if words == WORDS), "{error}");
+    }
 }
 
 #[test]

@@ -4,9 +4,12 @@
 use std::ffi::c_void;
 
 use half::{bf16, f16};
-use llama_cpp_sys_2 as sys;
+#[cfg(not(miri))]
+use llama_cpp_sys_2 as ggml;
 
 use super::GgmlType;
+#[cfg(miri)]
+use super::miri as ggml;
 
 /// Why rows could not be decoded or encoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -190,7 +193,7 @@ pub fn encode(
     // n_rows * n_per_row finite floats; `out` is 8-aligned and has room for n_rows rows; the importance is null, where
     // the type allows it, or n_per_row floats.
     let written = unsafe {
-        sys::ggml_quantize_chunk(
+        ggml::ggml_quantize_chunk(
             ty.id(),
             rows.as_ptr(),
             out.0.as_mut_ptr().cast(),
@@ -210,7 +213,7 @@ pub fn encode(
 pub fn validate(ty: GgmlType, bytes: &[u8]) -> bool {
     aligned(ty, bytes, |data| {
         // SAFETY: the type is in ggml's table; `data` is aligned for its blocks and points to this many bytes.
-        unsafe { sys::ggml_validate_row_data(ty.id(), data, bytes.len()) }
+        unsafe { ggml::ggml_validate_row_data(ty.id(), data, bytes.len()) }
     })
 }
 
@@ -256,6 +259,7 @@ impl Aligned {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use llama_cpp_sys_2 as sys;
 
     /// Deterministic values in about ±0.1, bell-shaped, by a linear congruence.
     fn noise(n: usize, mut seed: u64) -> Vec<f32> {

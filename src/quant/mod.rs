@@ -19,6 +19,8 @@
 
 mod codec;
 mod grid;
+#[cfg(any(miri, test))]
+mod miri;
 mod types;
 mod wide;
 

@@ -4,7 +4,11 @@
 use std::ffi::CStr;
 use std::fmt;
 
+#[cfg(miri)]
+use super::miri as ggml;
 use llama_cpp_sys_2 as sys;
+#[cfg(not(miri))]
+use llama_cpp_sys_2 as ggml;
 
 /// A ggml type id that exists in the linked ggml: within its table and not removed.
 ///
@@ -147,7 +151,7 @@ impl GgmlType {
     pub fn name(self) -> &'static str {
         // SAFETY: the id is inside ggml's table; the name is null or a static C string in it.
         unsafe {
-            let name = sys::ggml_type_name(self.0);
+            let name = ggml::ggml_type_name(self.0);
             if name.is_null() { None } else { CStr::from_ptr(name).to_str().ok() }
         }
         .unwrap_or("unnamed")
@@ -157,14 +161,14 @@ impl GgmlType {
     #[must_use]
     pub fn block_size(self) -> u64 {
         // SAFETY: the id is inside ggml's table.
-        unsafe { sys::ggml_blck_size(self.0) }.unsigned_abs()
+        unsafe { ggml::ggml_blck_size(self.0) }.unsigned_abs()
     }
 
     /// Bytes in a block.
     #[must_use]
     pub fn type_size(self) -> u64 {
         // SAFETY: the id is inside ggml's table.
-        unsafe { sys::ggml_type_size(self.0) as u64 }
+        unsafe { ggml::ggml_type_size(self.0) as u64 }
     }
 
     /// Bytes of a row of `n` elements; `None` when `n` is no multiple of the block size or the product overflows.
@@ -190,12 +194,12 @@ impl GgmlType {
     #[must_use]
     pub fn needs_importance(self) -> bool {
         // SAFETY: a comparison of ids inside ggml.
-        unsafe { sys::ggml_quantize_requires_imatrix(self.0) }
+        unsafe { ggml::ggml_quantize_requires_imatrix(self.0) }
     }
 
     pub(super) fn to_float(self) -> sys::ggml_to_float_t {
         // SAFETY: the id is inside ggml's table, so the pointer is to a static entry of it.
-        unsafe { (*sys::ggml_get_type_traits(self.0)).to_float }
+        unsafe { (*ggml::ggml_get_type_traits(self.0)).to_float }
     }
 }
 

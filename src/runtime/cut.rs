@@ -9,6 +9,7 @@ use std::io::Write as _;
 use std::mem::MaybeUninit;
 
 use crate::output;
+use crate::unwind::caught;
 
 /// Where a mapped file ends or fails while it is read, ends the program with `error: …` on stderr, exit code 1, and no
 /// unfinished output left, in place of a signal. For programs, not for libraries: it holds for the whole process.
@@ -33,6 +34,14 @@ extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void)
         unsafe { libc::signal(signal, libc::SIG_DFL) };
         return;
     }
+    // Whatever happens: not back to what cannot be read.
+    let _ = caught(|| tell(address));
+    // SAFETY: ends the process at once, without the handlers that other threads could disturb.
+    unsafe { libc::_exit(1) };
+}
+
+/// Names the file, and takes away the unfinished outputs.
+fn tell(address: usize) {
     let mut message = Message { bytes: [0; 512], len: 0 };
     let mut path = Message { bytes: [0; 512], len: 0 };
     find(address, &mut path);
@@ -46,8 +55,6 @@ extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void)
         // SAFETY: a NUL-terminated path.
         unsafe { libc::unlink(path.as_ptr()) };
     });
-    // SAFETY: ends the process at once, without the handlers that other threads could disturb.
-    unsafe { libc::_exit(1) };
 }
 
 /// Bytes of a fixed length at most: a signal handler allocates nothing.
@@ -109,6 +116,7 @@ fn path_in(line: &[u8], address: usize) -> Option<&[u8]> {
 mod tests {
     use super::*;
     use crate::gguf::GgufFile;
+    use crate::unwind::tests::{WORDS, armed};
 
     #[test]
     fn a_line_of_the_map_tells_its_file() {
@@ -128,6 +136,13 @@ mod tests {
         const FOLDER: &str = "GGSTEER_TEST_CUT";
         if let Some(folder) = std::env::var_os(FOLDER) {
             let folder = std::path::Path::new(&folder);
+            if folder.join("panic").exists() {
+                let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+                // SAFETY: all zeros are an information, of no address, and this is one of a failed read.
+                let info = unsafe { info.assume_init_mut() };
+                info.si_code = libc::BUS_ADRERR;
+                armed(|| handler(libc::SIGBUS, info, std::ptr::null_mut()));
+            }
             exit_on_cut_file();
             let path = folder.join("model.gguf");
             let file = GgufFile::open(&path).unwrap();
@@ -141,16 +156,23 @@ mod tests {
         let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/gguf-samples/lorekeeper-7m-f16.gguf");
         let folder = tempfile::tempdir().unwrap();
         std::fs::copy(sample, folder.path().join("model.gguf")).unwrap();
-        let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["a_file_cut_short_is_named", "--test-threads=1", "--nocapture"])
-            .env(FOLDER, folder.path())
-            .output()
-            .unwrap();
+        let run = || {
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+            child.args(["a_file_cut_short_is_named", "--test-threads=1", "--nocapture"]);
+            child.env(FOLDER, folder.path()).output().unwrap()
+        };
+        let output = run();
         let words = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{words}");
         assert!(words.contains("model.gguf: became shorter"), "{words}");
         let names: Vec<_> =
             std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["model.gguf"]);
+
+        // What goes wrong in there does not bring the program back.
+        std::fs::write(folder.path().join("panic"), "").unwrap();
+        let output = run();
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && words.contains(WORDS), "{output:?}");
     }
 }

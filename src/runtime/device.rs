@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::{Error, backend};
 use crate::near::did_you_mean;
+use crate::unwind::caught;
 
 /// The release of llama-cpp-sys-2 whose llama.cpp is linked.
 pub const BINDINGS: &str = "0.1.160";
@@ -352,21 +353,28 @@ pub fn exit_on_abort() {
 
 unsafe extern "C" fn leave(message: *const c_char) {
     // SAFETY: ggml passes a NUL-terminated text.
-    let message = unsafe { text(message) };
+    let _ = caught(|| give_up(&unsafe { text(message) }));
+    // Not `exit`: other threads are at work on what its handlers would take down.
+    signal_hook::low_level::exit(1);
+}
+
+/// Tells ggml's last words, and takes away the unfinished outputs.
+fn give_up(message: &str) {
     // What is in front is a path of the machine that built it.
-    let words = message.rsplit_once(".cpp:").map_or(message.as_str(), |(_, rest)| rest);
+    let words = message.rsplit_once(".cpp:").map_or(message, |(_, rest)| rest);
     let words = words.trim_start_matches(|c: char| c.is_ascii_digit() || c == ':').trim();
-    eprintln!("error: ggml gave up: {}", words.lines().next().unwrap_or_default());
+    // `eprintln!` would panic where nobody takes it.
+    let _ = writeln!(std::io::stderr(), "error: ggml gave up: {}", words.lines().next().unwrap_or_default());
     crate::output::abandon(&|path| {
         let _ = path.to_str().map(std::fs::remove_file);
     });
-    // Not `exit`: other threads are at work on what its handlers would take down.
-    signal_hook::low_level::exit(1);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::unwind::tests::armed;
+    use std::process::{Command, Stdio};
 
     /// Answers one connection with these bytes, and keeps it open until the other side leaves.
     fn answering(bytes: Vec<u8>) -> SocketAddr {
@@ -413,6 +421,43 @@ mod tests {
         let manifest: toml::Table = include_str!("../../Cargo.toml").parse().unwrap();
         let version = manifest["dependencies"]["llama-cpp-sys-2"]["version"].as_str();
         assert_eq!(version, Some(format!("={BINDINGS}").as_str()));
+    }
+
+    /// Run again in a child, once with a panic and once where nobody takes its words.
+    #[test]
+    fn where_ggml_gives_up_the_program_ends_with_a_code_whatever_happens() {
+        const HOW: &str = "GGSTEER_TEST_GIVE_UP";
+        if let Some(how) = std::env::var_os(HOW) {
+            // SAFETY: a text that ends with a NUL.
+            let give_up = || unsafe { leave(c"/built/here/ggml-rpc.cpp:12: lost".as_ptr()) };
+            if how == "panic" {
+                armed(give_up)
+            } else {
+                give_up()
+            }
+            unreachable!("it does not return");
+        }
+        let run = |how: &str, stderr: Stdio| {
+            let mut child = Command::new(std::env::current_exe().unwrap());
+            child.args(["where_ggml_gives_up", "--test-threads=1", "--nocapture"]);
+            child
+                .env(HOW, how)
+                .stderr(stderr)
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap()
+                .wait_with_output()
+                .unwrap()
+        };
+        let output = run("words", Stdio::piped());
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "error: ggml gave up: lost\n");
+        let output = run("panic", Stdio::piped());
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        if cfg!(target_os = "linux") {
+            let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+            assert_eq!(run("words", full.into()).status.code(), Some(1));
+        }
     }
 
     #[test]

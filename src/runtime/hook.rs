@@ -10,7 +10,6 @@ mod error;
 
 use std::collections::HashSet;
 use std::ffi::c_void;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use llama_cpp_sys_2 as sys;
@@ -20,6 +19,7 @@ pub use error::HookError;
 use super::rows::{self, RowsMut, text};
 use super::stream::{Place, Tracker, name};
 use crate::intervention::{Intervention, Left, dot};
+use crate::unwind::caught;
 
 /// Where a captured row comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -432,21 +432,31 @@ pub(super) unsafe extern "C" fn trampoline(
     if hook.error.is_some() {
         return !ask;
     }
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
+    let outcome = caught(|| {
         // SAFETY: the scheduler passes live nodes, computed and synchronised where `ask` is false.
         if ask { Ok(unsafe { hook.ask(t) }) } else { unsafe { hook.computed(t) }.map(|()| true) }
-    }));
-    match outcome {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(error)) => {
-            hook.error = Some(error);
-            !ask
-        }
-        Err(panic) => {
-            let words = panic.downcast_ref::<&str>().map(ToString::to_string);
-            let words = words.or_else(|| panic.downcast_ref::<String>().cloned());
-            hook.error = Some(HookError::Panic(words.unwrap_or_else(|| "no message".into())));
-            !ask
+    });
+    outcome.unwrap_or_else(|words| Err(HookError::Panic(words))).unwrap_or_else(|error| {
+        hook.error = Some(error);
+        !ask
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unwind::tests::{WORDS, armed};
+
+    #[test]
+    fn a_panic_is_the_batches_error_and_stops_no_graph() {
+        for ask in [true, false] {
+            let mut hook = Hook::new(1);
+            let data = (&raw mut hook).cast();
+            // SAFETY: the hook lives, and the node is not looked at.
+            let answer = armed(|| unsafe { trampoline(std::ptr::null_mut(), ask, data) });
+            assert_eq!(answer, !ask, "false for a computed node would skip the rest");
+            let error = hook.verdict().unwrap_err();
+            assert!(matches!(&error, HookError::Panic(words) if words == WORDS), "{error}");
         }
     }
 }

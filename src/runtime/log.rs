@@ -2,11 +2,13 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io::Write as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
+
+use crate::unwind::caught;
 
 static VERBOSE: AtomicBool = AtomicBool::new(false);
 type Watcher = Box<dyn FnMut(u64, u64) + Send>;
@@ -51,28 +53,35 @@ fn counted(message: &str) -> Option<(u64, u64)> {
 }
 
 unsafe extern "C" fn receive(level: sys::ggml_log_level, message: *const c_char, _: *mut c_void) {
-    // SAFETY: llama.cpp passes a NUL-terminated line.
-    let message = unsafe { CStr::from_ptr(message) }.to_string_lossy();
-    if VERBOSE.load(Ordering::Relaxed) {
-        eprint!("{message}");
-    }
-    if let Some((done, all)) = counted(&message)
-        && let Some(watcher) = &mut *WATCHER.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    {
-        // A panic must not go up through llama.cpp; what is lost is a step of a bar.
-        drop(catch_unwind(AssertUnwindSafe(|| watcher(done, all))));
-    }
+    // Lost is a line, or a step of a bar.
+    drop(caught(|| {
+        // SAFETY: llama.cpp passes a NUL-terminated line.
+        log(level, &unsafe { CStr::from_ptr(message) }.to_string_lossy());
+    }));
+}
+
+fn log(level: sys::ggml_log_level, message: &str) {
     if level == sys::GGML_LOG_LEVEL_ERROR {
         let mut lines = COMPLAINTS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if lines.len() < 8 {
             lines.push(message.trim().to_string());
         }
     }
+    if VERBOSE.load(Ordering::Relaxed) {
+        // Where nobody takes it, work goes on without: `eprint!` would panic.
+        let _ = std::io::stderr().write_all(message.as_bytes());
+    }
+    if let Some((done, all)) = counted(message)
+        && let Some(watcher) = &mut *WATCHER.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    {
+        watcher(done, all);
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::counted;
+    use super::*;
+    use crate::unwind::tests::armed;
 
     #[test]
     fn only_a_count_in_brackets_is_one() {
@@ -80,5 +89,22 @@ mod tests {
         for other in ["", "[", "[3]", "[a/b]", "llama: [3/4]"] {
             assert_eq!(counted(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_panic_costs_its_line_alone() {
+        let (level, nothing) = (sys::GGML_LOG_LEVEL_INFO, std::ptr::null_mut());
+        let seen: std::sync::Arc<Mutex<Vec<u64>>> = std::sync::Arc::default();
+        let told = std::sync::Arc::clone(&seen);
+        let watched = watch(move |done, _| {
+            told.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(done);
+            panic!("of a bar");
+        });
+        // SAFETY: of all: a line that ends with a NUL.
+        armed(|| unsafe { receive(level, c"[   1/ 3] lost".as_ptr(), nothing) });
+        unsafe { receive(level, c"[   2/ 3] seen".as_ptr(), nothing) };
+        unsafe { receive(level, c"[   3/ 3] and so is the next".as_ptr(), nothing) };
+        drop(watched);
+        assert_eq!(*seen.lock().unwrap(), [2, 3]);
     }
 }

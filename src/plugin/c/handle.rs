@@ -71,6 +71,14 @@ impl Handle {
         Ok(Self { slot, architecture, settings: Mutex::new(Some(Vec::new())) })
     }
 
+    /// For a model of 2 blocks, 4 wide, of this program's own llama.cpp.
+    #[cfg(test)]
+    pub(super) fn linked() -> Self {
+        let (host, naming) = (Host::linked(), Naming::of("llama").expect("it is known"));
+        let slot = Slot::new(Named { host, naming, n_embd: 4 }, 2, 4);
+        Self { slot, architecture: "llama".into(), settings: Mutex::new(Some(Vec::new())) }
+    }
+
     fn with<T>(&self, work: impl FnOnce(&mut Vec<Setting>) -> Result<T, Error>) -> Result<T, Error> {
         let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
         work(settings.as_mut().ok_or(Error::Freed)?)

@@ -37,6 +37,19 @@ macro_rules! functions {
                 )*
                 Ok(Self { $($name),* })
             }
+
+            /// Those of this program's own llama.cpp, which it does not export.
+            #[cfg(test)]
+            fn linked() -> Self {
+                // SAFETY: as above.
+                unsafe {
+                    Self {
+                        $($name: std::mem::transmute::<*const (), unsafe extern "C" fn($($argument),*) $(-> $result)?>(
+                            llama_cpp_sys_2::$name as *const (),
+                        )),*
+                    }
+                }
+            }
         }
     };
 }
@@ -98,6 +111,12 @@ impl Host {
         let host = Self { f: Functions::load(&library, &place)?, _library: library };
         host.try_out().map_err(|function| Error::Untrusted { place, function })?;
         Ok(host)
+    }
+
+    /// This program's own llama.cpp.
+    #[cfg(test)]
+    pub(super) fn linked() -> Self {
+        Self { f: Functions::linked(), _library: Library::this() }
     }
 
     /// The node's name, cut at the first 63 bytes.

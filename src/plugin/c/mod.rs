@@ -10,10 +10,11 @@ mod error;
 mod handle;
 mod host;
 mod names;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use error::Error;
 pub use handle::Handle;
@@ -21,6 +22,7 @@ use handle::Use;
 
 use super::Phase;
 use crate::intervention::{Positions, Side};
+use crate::unwind::caught;
 
 /// `struct ggml_tensor` of the host, of which nothing is known here.
 pub struct Tensor;
@@ -66,12 +68,7 @@ thread_local! {
 
 /// Runs the body of a function; what went wrong is kept for [`ggsteer_last_error`], and `failed` is returned.
 fn guarded<T>(failed: T, work: impl FnOnce() -> Result<T, Error>) -> T {
-    let outcome = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let words = panic.downcast_ref::<&str>().map(ToString::to_string);
-        let words = words.or_else(|| panic.downcast_ref::<String>().cloned());
-        Err(Error::Panic(words.unwrap_or_else(|| "no message".into())))
-    });
-    let (value, words) = match outcome {
+    let (value, words) = match caught(work).unwrap_or_else(|words| Err(Error::Panic(words))) {
         Ok(value) => (value, None),
         Err(error) => (failed, CString::new(error.to_string().replace('\0', "?")).ok()),
     };
@@ -105,8 +102,8 @@ pub extern "C" fn ggsteer_version() -> *const c_char {
 /// What went wrong in the last call of this thread, or NULL where nothing did. It is good until the next call.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggsteer_last_error() -> *const c_char {
-    let last = LAST.try_with(|last| last.borrow().as_ref().map_or(std::ptr::null(), |words| words.as_ptr()));
-    last.unwrap_or(std::ptr::null())
+    let last = || LAST.try_with(|last| last.borrow().as_ref().map(|words| words.as_ptr())).ok().flatten();
+    caught(last).ok().flatten().unwrap_or(std::ptr::null())
 }
 
 /// A steering for contexts of `model`, which does nothing yet; NULL on failure.
