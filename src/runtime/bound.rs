@@ -129,6 +129,7 @@ mod stack {
 
     use super::LEFT;
     use crate::output;
+    use crate::unwind::caught;
 
     /// What was done about SIGSEGV before: the standard library's own handler.
     static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
@@ -143,13 +144,13 @@ mod stack {
             libc::sigaction(libc::SIGSEGV, std::ptr::null(), before.as_mut_ptr());
             let _ = BEFORE.set(before.assume_init());
             let new = action.assume_init_mut();
-            new.sa_sigaction = handler as *const () as usize;
+            new.sa_sigaction = past_the_end as *const () as usize;
             new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
             libc::sigaction(libc::SIGSEGV, new, std::ptr::null_mut());
         }
     }
 
-    extern "C" fn handler(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
+    pub(super) extern "C" fn past_the_end(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
         // A plain number of this thread's: not counting means that it is not at work on a template.
         if LEFT.get() == i64::MAX {
             let before = BEFORE.get().map_or(std::ptr::null(), std::ptr::from_ref);
@@ -157,15 +158,20 @@ mod stack {
             unsafe { libc::sigaction(libc::SIGSEGV, before, std::ptr::null_mut()) };
             return;
         }
+        // Whatever happens: not back to where there is no stack.
+        let _ = caught(tell);
+        // SAFETY: ends the process at once.
+        unsafe { libc::_exit(1) };
+    }
+
+    fn tell() {
         let words = b"error: chat template: takes more than 512 MB of stack; give another one with --chat-template\n";
-        // SAFETY: plain system calls, and the process ends.
+        // SAFETY: a plain system call.
         unsafe { libc::write(2, words.as_ptr().cast(), words.len()) };
         output::abandon(&|path| {
             // SAFETY: a NUL-terminated path.
             unsafe { libc::unlink(path.as_ptr()) };
         });
-        // SAFETY: ends the process at once.
-        unsafe { libc::_exit(1) };
     }
 }
 
@@ -202,6 +208,25 @@ mod tests {
             if n == 0 { 0 } else { deep(n - 1) + usize::from(here[63] == n) }
         }
         assert_eq!(within(|| deep(100_000)).unwrap(), 100_000);
+    }
+
+    /// Run again in a child, which it ends.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_goes_wrong_past_the_end_of_the_stack_does_not_bring_the_program_back() {
+        use crate::unwind::tests::{WORDS, armed};
+
+        const CHILD: &str = "GGSTEER_TEST_STACK";
+        if std::env::var_os(CHILD).is_some() {
+            LEFT.set(MEMORY);
+            armed(|| stack::past_the_end(libc::SIGSEGV, std::ptr::null_mut(), std::ptr::null_mut()));
+            unreachable!("it came back");
+        }
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["what_goes_wrong_past_the_end", "--test-threads=1", "--nocapture"]).env(CHILD, "");
+        let output = child.output().unwrap();
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && words.contains(WORDS), "{output:?}");
     }
 
     #[test]
