@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use ggsteer::calibration::{Calibration, Imatrix};
 use ggsteer::direction::Direction;
 use ggsteer::prompts::PromptSet;
+use ggsteer::select::Checkpoint;
 use parquet::basic::Compression;
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::properties::WriterProperties;
@@ -47,9 +48,11 @@ fn refuses(folder: &Folder, line: &str, words: &[&str]) -> String {
     refusal(&run(folder, line), words)
 }
 
+/// A folder with a direction for `model.gguf`, and with `q8.gguf`, which is rounded by a calibration or an imatrix.
 fn folder() -> Folder {
     let folder = Folder::new();
     folder.direction("direction.gguf", "llama", &tiny::unit(32, 1));
+    folder.accepts("quantize model.gguf --type Q8_0 -o q8.gguf");
     folder
 }
 
@@ -129,7 +132,7 @@ fn no_count_in_a_gguf_header_is_believed() {
         for line in [
             "inspect bad.gguf",
             "orthogonalize model.gguf --direction bad.gguf -o out.gguf",
-            "orthogonalize model.gguf --direction direction.gguf --calibration bad.gguf -o out.gguf",
+            "orthogonalize q8.gguf --direction direction.gguf --calibration bad.gguf -o out.gguf",
         ] {
             let output = run(&folder, line);
             // A header can be sound; a model it is not.
@@ -144,12 +147,12 @@ fn no_count_in_an_imatrix_is_believed() {
     let ints = |all: &[i32]| all.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
     for head in [&[i32::MAX][..], &[1, i32::MAX], &[-1], &[1, -1]] {
         folder.file("bad.dat", [ints(head), vec![0; 4096]].concat());
-        let line = "orthogonalize model.gguf --direction direction.gguf --imatrix bad.dat -o out.gguf";
+        let line = "orthogonalize q8.gguf --direction direction.gguf --imatrix bad.dat -o out.gguf";
         refuses(&folder, line, &["bad.dat"]);
     }
     let entry = [ints(&[1, 1]), b"w".to_vec(), ints(&[1, i32::MAX])].concat();
     folder.file("bad.dat", entry);
-    let line = "orthogonalize model.gguf --direction direction.gguf --imatrix bad.dat -o out.gguf";
+    let line = "orthogonalize q8.gguf --direction direction.gguf --imatrix bad.dat -o out.gguf";
     refuses(&folder, line, &["bad.dat", "number of values of \"w\""]);
 }
 
@@ -160,6 +163,7 @@ fn parquet(texts: &[ByteArray], compression: Compression, dictionary: bool) -> V
         .set_compression(compression)
         .set_dictionary_enabled(dictionary)
         .set_data_page_size_limit(1 << 30)
+        .set_dictionary_page_size_limit(1 << 30)
         .set_data_page_row_count_limit(usize::MAX)
         .set_max_row_group_row_count(None)
         .set_statistics_enabled(parquet::file::properties::EnabledStatistics::None)
@@ -231,15 +235,8 @@ fn what_is_nested_deeply_is_refused() {
         folder.file("run.json", &text);
         refuses(&folder, "report run.json -o page.html", &["run.json"]);
         folder.file("checkpoint", &text);
-        let words = &["checkpoint", "not a checkpoint of ggsteer"];
-        let select = "select model.gguf --threads 1 --directions directions.gguf --harmful harmful.txt \
-            --harmless harmless.txt --checkpoint checkpoint -o out.gguf";
-        if !folder.path("directions.gguf").exists() {
-            folder.accepts(
-                "extract model.gguf --threads 1 --harmful harmful.txt --harmless harmless.txt -o directions.gguf",
-            );
-        }
-        refuses(&folder, select, words);
+        let checkpoint = Checkpoint::at(&folder.path("checkpoint"), false).begin(Vec::new(), 1);
+        assert!(checkpoint.unwrap_err().to_string().contains("not a checkpoint of ggsteer"));
     }
     for text in [
         format!("threads = {}", deep("[", "]", 100_000)),
@@ -365,7 +362,10 @@ fn a_hostile_template_in_a_model_is_told_of_that_model() {
 fn a_terabyte_of_nothing_is_refused_whatever_it_should_be() {
     let folder = folder();
     folder.accepts("extract model.gguf --threads 1 --harmful harmful.txt --harmless harmless.txt -o directions.gguf");
-    let sets = "--harmful harmful.txt --harmless harmless.txt";
+    // Others than the directions were measured on, about which there would be a word more.
+    folder.file("others.txt", "a cake\na loaf\na bun\na roll");
+    folder.file("rest.txt", "a kiln\na bowl\na plate\na jug");
+    let sets = "--harmful others.txt --harmless rest.txt";
     let sizes = |name: &str, begin: &[u8]| {
         folder.file(name, begin);
         let file = fs::OpenOptions::new().write(true).open(folder.path(name)).unwrap();
@@ -391,8 +391,8 @@ fn a_terabyte_of_nothing_is_refused_whatever_it_should_be() {
             format!("inspect {name}"),
             format!("generate {name} --threads 1 -n 1 -p hello"),
             format!("orthogonalize model.gguf --direction {name} -o out.gguf"),
-            format!("orthogonalize model.gguf --direction direction.gguf --calibration {name} -o out.gguf"),
-            format!("orthogonalize model.gguf --direction direction.gguf --imatrix {name} -o out.gguf"),
+            format!("orthogonalize q8.gguf --direction direction.gguf --calibration {name} -o out.gguf"),
+            format!("orthogonalize q8.gguf --direction direction.gguf --imatrix {name} -o out.gguf"),
             format!("select model.gguf --threads 1 --directions {name} {sets} -o out.gguf"),
         ] {
             lines.push((line, name.to_owned()));
