@@ -88,8 +88,7 @@ impl Texts {
         rows: usize,
     ) -> Result<(), ParquetError> {
         let pages = Checked::new(source, column, rows)?;
-        let mut reader =
-            ColumnReaderImpl::<ByteArrayType>::new(column.column_descr_ptr(), Box::new(pages));
+        let mut reader = ColumnReaderImpl::<ByteArrayType>::new(column.column_descr_ptr(), Box::new(pages));
         let (mut values, mut levels) = (Vec::new(), Vec::new());
         while !self.are_enough() && self.not_utf8.is_none() {
             values.clear();

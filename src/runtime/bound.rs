@@ -157,7 +157,8 @@ mod stack {
             unsafe { libc::sigaction(libc::SIGSEGV, before, std::ptr::null_mut()) };
             return;
         }
-        let words = b"error: chat template: takes more than 512 MB of stack; give another one with --chat-template\n";
+        let words =
+            b"error: chat template: takes more than 512 MB of stack; give another one with --chat-template\n";
         // SAFETY: plain system calls, and the process ends.
         unsafe { libc::write(2, words.as_ptr().cast(), words.len()) };
         output::abandon(&|path| {

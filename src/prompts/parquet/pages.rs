@@ -70,7 +70,9 @@ impl ChunkReader for Source {
         if self.gzip {
             let mut decoder = flate2::read::MultiGzDecoder::new(&bytes[..]).take(MAX_PAGE + 1);
             if io::copy(&mut decoder, &mut io::sink()).is_ok_and(|size| size > MAX_PAGE) {
-                return Err(wrong(format!("a page takes more than the {MAX_PAGE} bytes that are read at most")));
+                return Err(wrong(format!(
+                    "a page takes more than the {MAX_PAGE} bytes that are read at most"
+                )));
             }
         }
         Ok(bytes)
