@@ -92,7 +92,8 @@ pub fn calibration(data: &[u8]) -> bool {
         for name in calibration.tensors() {
             let inputs = calibration.inputs(name).expect("it is one of the names");
             for slice in 0..inputs.n_slices() {
-                let rows = [inputs.fit(slice), inputs.held_out(slice)].map(|r| r.expect("checked when loaded"));
+                let rows =
+                    [inputs.fit(slice), inputs.held_out(slice)].map(|r| r.expect("checked when loaded"));
                 assert_eq!(rows[0].len(), inputs.n_fit(slice) * inputs.n_in());
                 assert_eq!(rows[1].len(), inputs.n_held_out(slice) * inputs.n_in());
                 assert!(rows.iter().flatten().all(|x| x.is_finite()));

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use ggsteer::calibration::{Calibration, Imatrix};
 use ggsteer::direction::Direction;
 use ggsteer::prompts::PromptSet;
+use ggsteer::select::Checkpoint;
 use parquet::basic::Compression;
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::properties::WriterProperties;
@@ -47,9 +48,11 @@ fn refuses(folder: &Folder, line: &str, words: &[&str]) -> String {
     refusal(&run(folder, line), words)
 }
 
+/// A folder with a direction for `model.gguf`, and with `q8.gguf`, which is rounded by a calibration or an imatrix.
 fn folder() -> Folder {
     let folder = Folder::new();
     folder.direction("direction.gguf", "llama", &tiny::unit(32, 1));
+    folder.accepts("quantize model.gguf --type Q8_0 -o q8.gguf");
     folder
 }
 
@@ -129,7 +132,7 @@ fn no_count_in_a_gguf_header_is_believed() {
         for line in [
             "inspect bad.gguf",
             "orthogonalize model.gguf --direction bad.gguf -o out.gguf",
-            "orthogonalize model.gguf --direction direction.gguf --calibration bad.gguf -o out.gguf",
+            "orthogonalize q8.gguf --direction direction.gguf --calibration bad.gguf -o out.gguf",
         ] {
             let output = run(&folder, line);
             // A header can be sound; a model it is not.
@@ -144,12 +147,12 @@ fn no_count_in_an_imatrix_is_believed() {
     let ints = |all: &[i32]| all.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
     for head in [&[i32::MAX][..], &[1, i32::MAX], &[-1], &[1, -1]] {
         folder.file("bad.dat", [ints(head), vec![0; 4096]].concat());
-        let line = "orthogonalize model.gguf --direction direction.gguf --imatrix bad.dat -o out.gguf";
+        let line = "orthogonalize q8.gguf --direction direction.gguf --imatrix bad.dat -o out.gguf";
         refuses(&folder, line, &["bad.dat"]);
     }
-    let entry = [ints(&[1, 1]), b"w".to_vec(), ints(&[1, i32::MAX])].concat();
+    let entry = [ints(&[1, 1]), b"w".to_vec(), ints(&[1, i32::MAX]), vec![0; 64]].concat();
     folder.file("bad.dat", entry);
-    let line = "orthogonalize model.gguf --direction direction.gguf --imatrix bad.dat -o out.gguf";
+    let line = "orthogonalize q8.gguf --direction direction.gguf --imatrix bad.dat -o out.gguf";
     refuses(&folder, line, &["bad.dat", "number of values of \"w\""]);
 }
 
@@ -160,6 +163,7 @@ fn parquet(texts: &[ByteArray], compression: Compression, dictionary: bool) -> V
         .set_compression(compression)
         .set_dictionary_enabled(dictionary)
         .set_data_page_size_limit(1 << 30)
+        .set_dictionary_page_size_limit(1 << 30)
         .set_data_page_row_count_limit(usize::MAX)
         .set_max_row_group_row_count(None)
         .set_statistics_enabled(parquet::file::properties::EnabledStatistics::None)
@@ -181,7 +185,9 @@ fn a_small_parquet_file_does_not_become_a_large_one() {
     let line = "evaluate model.gguf --threads 1 --harmful bomb.parquet --harmless harmless.txt";
     // 300 MB of the same letter, in one text: a page larger than any that is read.
     let long = [ByteArray::from(vec![b'a'; 300 << 20])];
-    for codec in [Compression::ZSTD(Default::default()), Compression::GZIP(Default::default()), Compression::SNAPPY] {
+    for codec in
+        [Compression::ZSTD(Default::default()), Compression::GZIP(Default::default()), Compression::SNAPPY]
+    {
         let bytes = parquet(&long, codec, false);
         println!("{codec}: {} bytes", bytes.len());
         folder.file("bomb.parquet", bytes);
@@ -212,7 +218,8 @@ fn no_number_in_a_parquet_file_is_believed() {
             bytes[end - 8..end - 4].copy_from_slice(&(metadata + 4).to_le_bytes());
         }
         folder.file("bad.parquet", &bytes);
-        let output = run(&folder, "evaluate none.gguf --threads 1 --harmful bad.parquet --harmless harmless.txt");
+        let output =
+            run(&folder, "evaluate none.gguf --threads 1 --harmful bad.parquet --harmless harmless.txt");
         let code = output.status.code();
         assert_eq!(code, Some(1), "{at}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     }
@@ -222,7 +229,8 @@ fn no_number_in_a_parquet_file_is_believed() {
 fn what_is_nested_deeply_is_refused() {
     let folder = folder();
     let deep = |open: &str, close: &str, n: usize| format!("{}1{}", open.repeat(n), close.repeat(n));
-    let evaluate = |set: &str| format!("evaluate model.gguf --threads 1 --harmful {set} --harmless harmless.txt");
+    let evaluate =
+        |set: &str| format!("evaluate model.gguf --threads 1 --harmful {set} --harmless harmless.txt");
     for text in [deep("[", "]", 100_000), deep("{\"a\":", "}", 100_000), "[".repeat(1_000_000)] {
         for name in ["deep.json", "deep.jsonl"] {
             folder.file(name, &text);
@@ -231,15 +239,8 @@ fn what_is_nested_deeply_is_refused() {
         folder.file("run.json", &text);
         refuses(&folder, "report run.json -o page.html", &["run.json"]);
         folder.file("checkpoint", &text);
-        let words = &["checkpoint", "not a checkpoint of ggsteer"];
-        let select = "select model.gguf --threads 1 --directions directions.gguf --harmful harmful.txt \
-            --harmless harmless.txt --checkpoint checkpoint -o out.gguf";
-        if !folder.path("directions.gguf").exists() {
-            folder.accepts(
-                "extract model.gguf --threads 1 --harmful harmful.txt --harmless harmless.txt -o directions.gguf",
-            );
-        }
-        refuses(&folder, select, words);
+        let checkpoint = Checkpoint::at(&folder.path("checkpoint"), false).begin(Vec::new(), 1);
+        assert!(checkpoint.unwrap_err().to_string().contains("not a checkpoint of ggsteer"));
     }
     for text in [
         format!("threads = {}", deep("[", "]", 100_000)),
@@ -255,13 +256,16 @@ fn what_is_nested_deeply_is_refused() {
 /// Templates that ask for more than there is, or for ever.
 fn traps() -> Vec<(&'static str, String)> {
     let loops = |body: &str, n: usize| {
-        format!("{{% set ns = namespace(a=[1], b=[1], s='xxxxxxxx') %}}{{% for i in range({n}) %}}{body}{{% endfor %}}")
+        format!(
+            "{{% set ns = namespace(a=[1], b=[1], s='xxxxxxxx') %}}{{% for i in range({n}) %}}{body}{{% endfor %}}"
+        )
     };
     let nest = |open: &str, middle: &str, close: &str, n: usize| {
         format!("{}{middle}{}", open.repeat(n), close.repeat(n))
     };
     let twice = loops("{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}", 60);
-    let deep = loops("{% for k in range(1000) %}{% set ns.a = [ns.a] %}{% set ns.b = [ns.b] %}{% endfor %}", 1000);
+    let deep =
+        loops("{% for k in range(1000) %}{% set ns.a = [ns.a] %}{% set ns.b = [ns.b] %}{% endfor %}", 1000);
     let list = nest("[", "1", "]*999", 12);
     let mut all = vec![
         ("a long text", "{{ 'x' * 1000000000 }}".into()),
@@ -271,7 +275,10 @@ fn traps() -> Vec<(&'static str, String)> {
         ("a text doubled", loops("{% set ns.s = ns.s + ns.s %}", 60)),
         ("a text doubled by ~", loops("{% set ns.s = ns.s ~ ns.s %}", 60)),
         ("a text doubled by replacing", loops("{% set ns.s = ns.s.replace('x', 'xx') %}", 60)),
-        ("a text doubled by a block", loops("{% set x %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = x %}", 60)),
+        (
+            "a text doubled by a block",
+            loops("{% set x %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = x %}", 60),
+        ),
         ("a text doubled by joining", loops("{% set ns.s = [ns.s, ns.s] | join %}", 60)),
         ("a text doubled by a format", loops("{% set ns.s = '%s%s' | format(ns.s, ns.s) %}", 60)),
         ("a list doubled", loops("{% set ns.a = ns.a + ns.a %}", 60) + "{{ ns.a | list | length }}"),
@@ -284,7 +291,10 @@ fn traps() -> Vec<(&'static str, String)> {
         ("a large power", "{{ 10 ** 1000000000 }}{{ 2 ** 2 ** 2 ** 2 ** 2 ** 2 }}".into()),
         ("loops in loops", nest("{% for i in range(99999) %}", "x", "{% endfor %}", 5)),
         ("a macro that calls itself", "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}".into()),
-        ("a loop that calls itself", "{% for x in [1] recursive %}{{ loop([1]) }}{{ loop([1]) }}{% endfor %}".into()),
+        (
+            "a loop that calls itself",
+            "{% for x in [1] recursive %}{{ loop([1]) }}{{ loop([1]) }}{% endfor %}".into(),
+        ),
         ("a namespace that holds itself", "{% set ns = namespace() %}{% set ns.ns = ns %}{{ ns }}".into()),
         ("the same in a text", "{% set ns = namespace() %}{% set ns.ns = ns %}{{ 'x' ~ ns }}".into()),
         ("the same, as JSON", "{% set ns = namespace() %}{% set ns.ns = ns %}{{ ns | tojson }}".into()),
@@ -341,14 +351,21 @@ fn traps() -> Vec<(&'static str, String)> {
 /// without a message, which is an error too.
 #[test]
 fn a_hostile_template_ends_soon_with_an_error() {
-    let folder = folder();
-    for (what, source) in traps() {
-        folder.file("trap.jinja", &source);
-        println!("{what}, {} bytes:", source.len());
-        let start = Instant::now();
-        refuses(&folder, &format!("{GENERATE} --chat-template trap.jinja"), &["chat template"]);
-        println!("{:?}", start.elapsed());
-    }
+    let folder = &folder();
+    let traps: Vec<_> = (0..).zip(traps()).collect();
+    // Four at a time: many wait for the bound on time.
+    std::thread::scope(|scope| {
+        for traps in traps.chunks(traps.len().div_ceil(4)) {
+            scope.spawn(move || {
+                for (i, (what, source)) in traps {
+                    println!("{what}, {} bytes:", source.len());
+                    let name = format!("trap-{i}.jinja");
+                    folder.file(&name, source);
+                    refuses(folder, &format!("{GENERATE} --chat-template {name}"), &["chat template"]);
+                }
+            });
+        }
+    });
 }
 
 /// A model brings its own.
@@ -364,8 +381,13 @@ fn a_hostile_template_in_a_model_is_told_of_that_model() {
 #[test]
 fn a_terabyte_of_nothing_is_refused_whatever_it_should_be() {
     let folder = folder();
-    folder.accepts("extract model.gguf --threads 1 --harmful harmful.txt --harmless harmless.txt -o directions.gguf");
-    let sets = "--harmful harmful.txt --harmless harmless.txt";
+    folder.accepts(
+        "extract model.gguf --threads 1 --harmful harmful.txt --harmless harmless.txt -o directions.gguf",
+    );
+    // Others than the directions were measured on, about which there would be a word more.
+    folder.file("others.txt", "a cake\na loaf\na bun\na roll");
+    folder.file("rest.txt", "a kiln\na bowl\na plate\na jug");
+    let sets = "--harmful others.txt --harmless rest.txt";
     let sizes = |name: &str, begin: &[u8]| {
         folder.file(name, begin);
         let file = fs::OpenOptions::new().write(true).open(folder.path(name)).unwrap();
@@ -381,18 +403,16 @@ fn a_terabyte_of_nothing_is_refused_whatever_it_should_be() {
             format!("big.{format}"),
         ));
     }
-    for (name, begin) in [
-        ("zeros.gguf", &b""[..]),
-        ("model-and-zeros.gguf", &model),
-        ("direction-and-zeros.gguf", &direction),
-    ] {
+    for (name, begin) in
+        [("zeros.gguf", &b""[..]), ("model-and-zeros.gguf", &model), ("direction-and-zeros.gguf", &direction)]
+    {
         sizes(name, begin);
         for line in [
             format!("inspect {name}"),
             format!("generate {name} --threads 1 -n 1 -p hello"),
             format!("orthogonalize model.gguf --direction {name} -o out.gguf"),
-            format!("orthogonalize model.gguf --direction direction.gguf --calibration {name} -o out.gguf"),
-            format!("orthogonalize model.gguf --direction direction.gguf --imatrix {name} -o out.gguf"),
+            format!("orthogonalize q8.gguf --direction direction.gguf --calibration {name} -o out.gguf"),
+            format!("orthogonalize q8.gguf --direction direction.gguf --imatrix {name} -o out.gguf"),
             format!("select model.gguf --threads 1 --directions {name} {sets} -o out.gguf"),
         ] {
             lines.push((line, name.to_owned()));
@@ -401,7 +421,9 @@ fn a_terabyte_of_nothing_is_refused_whatever_it_should_be() {
     sizes("big", b"");
     for line in [
         format!("{GENERATE} --chat-template big"),
-        format!("select model.gguf --threads 1 --directions directions.gguf {sets} --checkpoint big -o out.gguf"),
+        format!(
+            "select model.gguf --threads 1 --directions directions.gguf {sets} --checkpoint big -o out.gguf"
+        ),
         format!("optimize model.gguf --threads 1 --direction direction.gguf {sets} --trials 2 --log big"),
         format!("evaluate model.gguf --threads 1 {sets} --markers big"),
         format!("evaluate model.gguf --threads 1 {sets} --perplexity big"),

@@ -137,7 +137,8 @@ impl Run {
     /// [`RunError`]: unreadable, no JSON, or of a command that measures nothing of a file.
     pub fn load(path: &Path) -> Result<Self, RunError> {
         let at = || path.to_path_buf();
-        let text = input::read_text(path, input::JSON).map_err(|source| RunError::Read { path: at(), source })?;
+        let text =
+            input::read_text(path, input::JSON).map_err(|source| RunError::Read { path: at(), source })?;
         let run: Self =
             serde_json::from_str(&text).map_err(|source| RunError::Json { path: at(), source })?;
         if run.max_leak.is_none() && run.harmful.is_none() && run.after.is_none() {

@@ -69,7 +69,8 @@ impl JudgeArgs {
         let Some(path) = &self.judge else { return Ok(None) };
         let file = GgufFile::open(path).with_context(|| format!("--judge {}", path.display()))?;
         let source = self.judge_template.as_ref().map(|path| {
-            input::read_text(path, input::BY_HAND).with_context(|| format!("--judge-template {}", path.display()))
+            input::read_text(path, input::BY_HAND)
+                .with_context(|| format!("--judge-template {}", path.display()))
         });
         let chat_template = source.transpose()?.map(|s| judge::template(&s));
         let options = run.model_options(chat_template)?;

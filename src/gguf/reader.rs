@@ -313,8 +313,9 @@ fn key_type(key: &str, expected: &'static str, found: &Value) -> GgufError {
 pub(super) fn tensor_bytes(name: &str, ne: [u64; 4], ty: GgmlType) -> Result<u64> {
     let too_large = || GgufError::Shape { name: name.into(), ne };
     let in_range = |n: &u64| i64::try_from(*n).is_ok();
-    let elements = ne.iter().try_fold(1u64, |product, n| product.checked_mul(*n));
-    if !ne.iter().all(in_range) || !elements.is_some_and(|n| in_range(&n)) {
+    // As ggml counts: what overflows on the way is too large, even where a 0 follows.
+    let elements = ne.iter().try_fold(1u64, |product, n| product.checked_mul(*n).filter(in_range));
+    if !ne.iter().all(in_range) || elements.is_none() {
         return Err(too_large());
     }
     let block = ty.block_size();

@@ -205,7 +205,14 @@ fn malformed_tensors_are_refused() {
     }
     assert!(matches!(one(b"t", &[33], 8, 0), GgufError::BlockSize { found: 33, block: 32, .. }));
     assert!(matches!(one(b"t", &[32], 0, 32), GgufError::Offset { expected: 0, found: 32, .. }));
-    for ne in [&[u64::MAX][..], &[1 << 62, 4], &[1 << 32, 1 << 32], &[1 << 62], &[0, 1 << 62, 1 << 62]] {
+    for ne in [
+        &[u64::MAX][..],
+        &[1 << 62, 4],
+        &[1 << 32, 1 << 32],
+        &[1 << 62],
+        &[0, 1 << 62, 1 << 62],
+        &[64, (1 << 57) + 1, 0],
+    ] {
         assert!(matches!(one(b"t", ne, 0, 0), GgufError::Shape { .. }), "{ne:?}");
     }
     let error = one(b"t", &[2048], 0, 0);

@@ -43,7 +43,7 @@ pub(super) fn read(
     let size = file.metadata().map_err(unreadable)?.len();
     let failed = |error: ParquetError| PromptError::Parquet { path: path.into(), message: error.to_string() };
     let source = file.try_clone().map_err(unreadable)?;
-    check_footer(&source, size).map_err(failed)?;
+    check_metadata(&source, size).map_err(failed)?;
     let reader = sheltered(|| SerializedFileReader::new(file)).map_err(failed)?;
     let metadata = reader.metadata();
     let index = find(path, metadata.file_metadata().schema_descr(), column)?;
@@ -88,8 +88,7 @@ impl Texts {
         rows: usize,
     ) -> Result<(), ParquetError> {
         let pages = Checked::new(source, column, rows)?;
-        let mut reader =
-            ColumnReaderImpl::<ByteArrayType>::new(column.column_descr_ptr(), Box::new(pages));
+        let mut reader = ColumnReaderImpl::<ByteArrayType>::new(column.column_descr_ptr(), Box::new(pages));
         let (mut values, mut levels) = (Vec::new(), Vec::new());
         while !self.are_enough() && self.not_utf8.is_none() {
             values.clear();
@@ -118,17 +117,25 @@ impl Texts {
     }
 }
 
-/// The last eight bytes: the length of the metadata before them, which the reader makes room for, and a magic.
-fn check_footer(mut file: &File, size: u64) -> Result<(), ParquetError> {
+/// Looks at the metadata at the end of a file before the reader makes room for what it counts. What is no Parquet file
+/// the reader tells itself.
+fn check_metadata(mut file: &File, size: u64) -> Result<(), ParquetError> {
     let mut end = [0; 8];
     file.seek(SeekFrom::Start(size.saturating_sub(8)))?;
-    let whole = file.read_exact(&mut end).is_ok();
+    let whole = file.read_exact(&mut end).is_ok() && end.ends_with(b"PAR1");
     let length = u64::from(u32::from_le_bytes([end[0], end[1], end[2], end[3]]));
-    if whole && end.ends_with(b"PAR1") && length > MAX_METADATA {
+    let Some(start) = size.checked_sub(8 + length).filter(|_| whole) else { return Ok(()) };
+    if length > MAX_METADATA {
         let why = format!("metadata of {length} bytes, and {MAX_METADATA} at most are read");
         return Err(ParquetError::General(why));
     }
-    Ok(())
+    let mut metadata = vec![0; length as usize];
+    file.seek(SeekFrom::Start(start))?;
+    file.read_exact(&mut metadata)?;
+    if pages::is_sound(&metadata) {
+        return Ok(());
+    }
+    Err(ParquetError::General("its metadata counts more than there is".to_owned()))
 }
 
 /// What the reader takes for granted: that the pages lie in the file.

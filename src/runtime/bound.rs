@@ -165,7 +165,8 @@ mod stack {
     }
 
     fn tell() {
-        let words = b"error: chat template: takes more than 512 MB of stack; give another one with --chat-template\n";
+        let words =
+            b"error: chat template: takes more than 512 MB of stack; give another one with --chat-template\n";
         // SAFETY: a plain system call.
         unsafe { libc::write(2, words.as_ptr().cast(), words.len()) };
         output::abandon(&|path| {

@@ -70,7 +70,9 @@ impl ChunkReader for Source {
         if self.gzip {
             let mut decoder = flate2::read::MultiGzDecoder::new(&bytes[..]).take(MAX_PAGE + 1);
             if io::copy(&mut decoder, &mut io::sink()).is_ok_and(|size| size > MAX_PAGE) {
-                return Err(wrong(format!("a page takes more than the {MAX_PAGE} bytes that are read at most")));
+                return Err(wrong(format!(
+                    "a page takes more than the {MAX_PAGE} bytes that are read at most"
+                )));
             }
         }
         Ok(bytes)
@@ -102,6 +104,34 @@ fn page_size(header: &[u8]) -> Option<u64> {
     }
 }
 
+/// Whether the counts in a file's metadata can be true: every list has at least a byte for each of its elements, and no
+/// group of the schema has more members than the schema has elements.
+pub(super) fn is_sound(metadata: &[u8]) -> bool {
+    let mut at = Reader(metadata);
+    let mut walk = || {
+        let mut number = 0;
+        while let Some(kind) = at.field(&mut number)? {
+            if (number, kind) != (2, 9) {
+                at.skip(kind, 0)?;
+                continue;
+            }
+            let (elements, kind) = at.list()?;
+            for _ in 0..elements {
+                let mut number = 0;
+                while let Some(kind) = at.field(&mut number).filter(|_| kind == 12)? {
+                    if (number, kind) == (5, 5) {
+                        at.varint().filter(|zigzag| zigzag >> 1 <= elements)?;
+                    } else {
+                        at.skip(kind, 1)?;
+                    }
+                }
+            }
+        }
+        Some(())
+    };
+    walk().is_some()
+}
+
 /// What is left of some bytes.
 struct Reader<'a>(&'a [u8]);
 
@@ -129,6 +159,28 @@ impl Reader<'_> {
         Some(())
     }
 
+    /// The head of the next field in Thrift's compact protocol: its type, and `number` made its own. No type at the end.
+    fn field(&mut self, number: &mut i64) -> Option<Option<u8>> {
+        let head = self.byte()?;
+        if head == 0 {
+            return Some(None);
+        }
+        *number = if head >> 4 == 0 {
+            let zigzag = self.varint()?;
+            (zigzag >> 1) as i64 ^ -((zigzag & 1) as i64)
+        } else {
+            number.checked_add(i64::from(head >> 4))?
+        };
+        Some(Some(head & 15))
+    }
+
+    /// The head of a list: how many elements, and their type.
+    fn list(&mut self) -> Option<(u64, u8)> {
+        let head = self.byte()?;
+        let n = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
+        (n <= self.0.len() as u64).then_some((n, head & 15))
+    }
+
     /// Integers as differences (Parquet's DELTA_BINARY_PACKED), skipped: how many there are.
     fn deltas(&mut self) -> Option<u64> {
         let (block, parts) = (self.varint()?, self.varint()?);
@@ -153,7 +205,7 @@ impl Reader<'_> {
 
     /// A field's value in Thrift's compact protocol.
     fn skip(&mut self, kind: u8, depth: u32) -> Option<()> {
-        if depth > 8 {
+        if depth > 16 {
             return None;
         }
         match kind {
@@ -166,17 +218,20 @@ impl Reader<'_> {
                 let length = self.varint()?;
                 self.bytes(length)
             }
-            12 => loop {
-                let field = self.byte()?;
-                if field == 0 {
-                    return Some(());
+            9 | 10 => {
+                let (n, kind) = self.list()?;
+                // In a list, a truth value is a byte.
+                let kind = if kind < 3 { 3 } else { kind };
+                (0..n).try_for_each(|_| self.skip(kind, depth + 1))
+            }
+            12 => {
+                let mut number = 0;
+                while let Some(kind) = self.field(&mut number)? {
+                    self.skip(kind, depth + 1)?;
                 }
-                if field >> 4 == 0 {
-                    self.varint()?;
-                }
-                self.skip(field & 15, depth + 1)?;
-            },
-            // Lists and maps: no page's header has any.
+                Some(())
+            }
+            // Maps: there are none in these files.
             _ => None,
         }
     }
