@@ -9,6 +9,8 @@
 
 mod program;
 mod support;
+#[path = "faults/tally.rs"]
+mod tally;
 #[path = "faults/trace.rs"]
 mod trace;
 
@@ -20,6 +22,7 @@ use std::sync::Mutex;
 
 use program::{Contents, Folder};
 use support::{split, tiny};
+use tally::Tally;
 use trace::{durable, places, trace};
 
 /// Calls by which files come into being, are filled, renamed and removed.
@@ -33,36 +36,33 @@ const FAULTS: [&str; 5] = ["error=ENOSPC", "error=EIO", "error=EINTR", "signal=T
 const JOBS: [Job; 20] = [
     job("orthogonalize model.gguf --direction direction.gguf -o out.gguf"),
     job("orthogonalize part-00001-of-00002.gguf --direction direction.gguf -o out.gguf"),
-    job("extract model.gguf {SETS} -o out.gguf --save-calibration kept.gguf"),
-    job(
-        "abliterate model.gguf --direction direction.gguf {SETS} --answer-tokens 2 -o out.gguf --report out.html",
-    ),
     job("export lora model.gguf --direction direction.gguf -o out.gguf"),
     job("export control-vector direction.gguf --additive -o out.gguf"),
     job("quantize model.gguf --type Q8_0 -o out.gguf"),
-    job(
-        "quantize model.gguf --type Q8_0 --direction direction.gguf {SETS} -o out.gguf --save-calibration kept.gguf",
-    ),
     job("report run.json -o out.html"),
     job("report run.json -o out.html --png plots"),
-    job("evaluate model.gguf {SETS} --max-tokens 2 --completions out.json"),
-    job(
-        "optimize model.gguf --direction direction.gguf --directions directions.gguf {SETS} -n 2 --trials 6 --save saved",
-    ),
     job("card made.gguf run.json -o card"),
     job("config --init out.toml"),
     job("man pages"),
+    slow("extract model.gguf {SETS} -o out.gguf --save-calibration kept.gguf"),
+    slow(
+        "abliterate model.gguf --direction direction.gguf {SETS} --answer-tokens 2 -o out.gguf --report out.html",
+    ),
+    slow(
+        "quantize model.gguf --type Q8_0 --direction direction.gguf {SETS} -o out.gguf --save-calibration kept.gguf",
+    ),
+    slow("evaluate model.gguf {SETS} --max-tokens 2 --completions out.json"),
+    slow(
+        "optimize model.gguf --direction direction.gguf --directions directions.gguf {SETS} -n 2 --trials 6 --save saved",
+    ),
     Job {
         force: "",
-        ..job("optimize model.gguf --direction direction.gguf {SETS} -n 2 --trials 4 --log log.jsonl")
+        ..slow("optimize model.gguf --direction direction.gguf {SETS} -n 2 --trials 4 --log log.jsonl")
     },
-    Job { force: "", ..job("chat model.gguf --threads 1 --max-tokens 2") },
-    Job { slow: true, ..job("select sample.gguf --directions measured.gguf {SAMPLE} --limit 2 -o out.gguf") },
-    Job {
-        slow: true,
-        ..job("abliterate sample.gguf {SAMPLE} -n 2 --answer-tokens 2 -o out.gguf --save-direction kept.gguf")
-    },
-    Job { slow: true, ..job("compare sample.gguf sample-2.gguf {SAMPLE} -n 2 --report out.html") },
+    Job { force: "", ..slow("chat model.gguf --threads 1 --max-tokens 2") },
+    slow("select sample.gguf --directions measured.gguf {SAMPLE} --limit 2 -o out.gguf"),
+    slow("abliterate sample.gguf {SAMPLE} -n 2 --answer-tokens 2 -o out.gguf --save-direction kept.gguf"),
+    slow("compare sample.gguf sample-2.gguf {SAMPLE} -n 2 --report out.html"),
 ];
 
 const SETS: &str = "--threads 1 --harmful harmful.txt --harmless harmless.txt";
@@ -77,12 +77,16 @@ struct Job {
     line: &'static str,
     /// What lets it replace what is there.
     force: &'static str,
-    /// Takes seconds: every call gets one of the faults, in turn.
+    /// Runs a model: every call gets one of the faults, in turn.
     slow: bool,
 }
 
 const fn job(line: &'static str) -> Job {
     Job { line, force: " --force", slow: false }
+}
+
+const fn slow(line: &'static str) -> Job {
+    Job { line, force: " --force", slow: true }
 }
 
 impl Job {
@@ -103,7 +107,7 @@ fn is_kept(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "jsonl" || e == "checkpoint")
 }
 
-/// The inputs of all but the slow jobs.
+/// The inputs of the jobs on models of random weights.
 fn folder() -> Folder {
     let folder = Folder::new();
     folder.model("model.gguf", tiny::Spec { n_ctx: 512, ..program::spec() });
@@ -120,7 +124,7 @@ fn folder() -> Folder {
     folder
 }
 
-/// Those of the slow ones, which are of the sample model.
+/// Those of the jobs on the sample model.
 fn sample_folder() -> Folder {
     let folder = Folder::new();
     let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("gguf-samples");
@@ -140,7 +144,7 @@ fn sample_folder() -> Folder {
 
 /// The folder of a job.
 fn folder_of<'a>(job: &Job, folders: &'a [Folder; 2]) -> &'a Folder {
-    &folders[usize::from(job.slow)]
+    &folders[usize::from(job.line.contains("sample.gguf"))]
 }
 
 /// A program with its words, in the folder, with what is typed.
@@ -178,103 +182,6 @@ fn whole(folder: &Folder, line: &str, before: &Contents) -> (Contents, Vec<PathB
     let new = whole.iter().filter(|(path, bytes)| bytes.is_some() && before.get(*path) != Some(bytes));
     let outputs = new.map(|(path, _)| path.clone()).collect();
     (whole, outputs)
-}
-
-/// What became of a job under all faults.
-#[derive(Default)]
-struct Tally {
-    calls: usize,
-    faults: usize,
-    inputs_changed: usize,
-    partial: usize,
-    whole: usize,
-    as_before: usize,
-    /// Of several outputs, some new and some as before: each for itself is whole.
-    mixed: usize,
-    /// Killed, with a temporary file left.
-    left: usize,
-    refused: usize,
-    wrong: Vec<String>,
-}
-
-impl Tally {
-    /// Counts what the folder holds after a run that ended so.
-    fn add(
-        &mut self,
-        outputs: &[PathBuf],
-        [before, after, whole]: [&Contents; 3],
-        output: &Output,
-        fault: &str,
-    ) {
-        let killed = fault.contains("KILL");
-        let stopped = fault.contains("TERM") && output.status.code().is_none();
-        let told = format!("{fault}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
-        let mut wrong = |what: String| self.wrong.push(format!("{what} under {told}"));
-        self.faults += 1;
-        for (path, bytes) in before.iter().filter(|(path, _)| !outputs.contains(path)) {
-            if after.get(path) != Some(bytes) {
-                self.inputs_changed += 1;
-                wrong(format!("{} has changed", path.display()));
-            }
-        }
-        let (mut new, mut old) = (0, 0);
-        for path in outputs {
-            let found = after.get(path);
-            if found == whole.get(path) {
-                new += 1;
-            } else if found == before.get(path) {
-                old += 1;
-            } else if is_kept(path) && is_start(found, whole.get(path)) {
-                // A log cut short: that it is gone on from is seen later.
-                old += 1;
-            } else if outputs.len() > 1 && found.is_none() && killed {
-                // The parts of a model that replace others are moved one by one; killed between, some are at neither
-                // place.
-                old += 1;
-            } else {
-                self.partial += 1;
-                wrong(format!("{} is neither old nor new", path.display()));
-            }
-        }
-        match (new, old) {
-            (_, 0) => self.whole += 1,
-            (0, _) => self.as_before += 1,
-            _ => self.mixed += 1,
-        }
-        if output.status.success() && old > 0 {
-            wrong("success without output".into());
-        }
-        let known = |path: &Path| before.contains_key(path) || whole.contains_key(path) || is_kept(path);
-        let left: Vec<_> = after.keys().filter(|path| !known(path)).collect();
-        let ours = left.iter().all(|path| path.extension().is_some_and(|e| e == "part"));
-        self.left += usize::from(killed && !left.is_empty());
-        // What cannot be removed stays, under a name by which it is known for ours.
-        if !left.is_empty() && !(ours && (killed || fault.contains("unlink"))) {
-            wrong(format!("left behind: {left:?}"));
-        }
-        if !killed && !stopped && !output.status.success() {
-            self.refused += 1;
-            let words = String::from_utf8_lossy(&output.stderr);
-            // 130: stopped, with its work saved.
-            let code =
-                output.status.code().filter(|code| *code == 1 || *code == 130 && fault.contains("TERM"));
-            if code.is_none() || words.lines().count() > 1 || words.contains("panicked") {
-                wrong("not refused in one line".into());
-            }
-        }
-    }
-
-    fn row(&self, line: &str) -> String {
-        let Self { calls, faults, inputs_changed, partial, whole, as_before, mixed, left, .. } = self;
-        format!(
-            "| `{line}` | {calls} | {faults} | {inputs_changed} | {partial} | {whole} | {as_before} | {mixed} | {left} |\n"
-        )
-    }
-}
-
-/// Whether a file is the beginning of another.
-fn is_start(found: Option<&Option<Vec<u8>>>, whole: Option<&Option<Vec<u8>>>) -> bool {
-    matches!((found, whole), (Some(Some(found)), Some(Some(whole))) if whole.starts_with(found))
 }
 
 /// Brings the folder back to what it was.
@@ -337,7 +244,8 @@ fn inject(force: bool) {
         restore(folder, &before);
         let places = places(&calls);
         let mut tally = Tally { calls: places.len(), ..Tally::default() };
-        let mut turn = 0;
+        // Those that turn one way here turn another there.
+        let mut turn = if force { 2 } else { 0 };
         for (name, n) in &places {
             for fault in job.faults(&mut turn) {
                 let inject = format!("inject={name}:{fault}:when={n}");
@@ -355,13 +263,13 @@ fn inject(force: bool) {
                 restore(folder, &before);
             }
         }
+        print!("{}", tally.row(&line));
         table += &tally.row(&line);
         refused += tally.refused;
         left += tally.left;
         wrong.extend(tally.wrong.iter().map(|what| format!("{line}: {what}")));
         restore(folder, &inputs);
     }
-    println!("{HEAD}{table}");
     write_table(force, &table);
     assert!(wrong.is_empty(), "{} faults ended wrong, the first: {}", wrong.len(), wrong[0]);
     assert!(refused > 0 && left > 0 && went_on > 0);
