@@ -32,7 +32,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use std::ffi::{CStr, CString};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use tempfile::TempPath;
@@ -222,7 +222,9 @@ impl OutputFile {
     pub fn commit(mut self) -> Result<(), OutputError> {
         self.sync()?;
         let folder = self.folder.clone();
+        let placing = PLACING.lock();
         self.place()?;
+        drop(placing);
         sync_folder(&folder);
         Ok(())
     }
@@ -300,6 +302,20 @@ pub(crate) fn abandon(remove: &dyn Fn(&CStr)) {
     if let Ok(all) = UNFINISHED.try_lock() {
         all.iter().for_each(|path| remove(path));
     }
+}
+
+/// Held while files get their names.
+static PLACING: Mutex<()> = Mutex::new(());
+
+/// Takes away every unfinished output of this process and calls `end`, which is to end it. Files that are getting their
+/// names are waited for; meanwhile none is begun and none gets its name. Not for signal handlers: it waits.
+pub fn abandon_then(end: impl FnOnce()) {
+    let _placed = PLACING.lock();
+    let all = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
+    for path in all.iter() {
+        let _ = path.to_str().map(fs::remove_file);
+    }
+    end();
 }
 
 /// Names of temporary files: hidden, and known for ours when a killed process leaves them.

@@ -22,15 +22,14 @@ use sha2::{Digest, Sha256};
 use support::{split, tiny};
 
 const SETS: &str = "--harmful harmful.txt --harmless harmless.txt";
-/// A few prompts of the sample model's.
-const SAMPLE: &str = "--harmful restricted-validation.txt --harmless ordinary-validation.txt --limit 12";
-/// Rules that a model of random weights keeps.
-const LENIENT: &str = "--kl-max 1e9 --induce-min -1e9 --layer-fraction 2";
+/// Prompts that the sample model refuses, or answers, and rules that are kept with as few of them.
+const SAMPLE: &str = "--harmful restricted-validation.txt --harmless ordinary-validation.txt --kl-max 1e9 --induce-min -1e9 \
+                      --layer-fraction 2 --refusal-token I";
 /// What is typed: only chat reads it.
 const TYPED: &str = "Hello\n/ablate off\nHello again\n/save talk.md\n/save talk.jsonl\n";
 
 /// Lines, and where what they print is kept, if it is an output too.
-const STEPS: [(&str, &str); 31] = [
+const STEPS: [(&str, &str); 32] = [
     ("extract model.gguf {SETS} -o directions.gguf --save-calibration inputs.gguf", ""),
     ("quantize model.gguf --type Q8_0 -o q8_0.gguf", ""),
     ("quantize model.gguf --type Q2_K -o q2_k.gguf", ""),
@@ -59,11 +58,12 @@ const STEPS: [(&str, &str); 31] = [
     ),
     ("report evaluate.json -o report.html --png plots", ""),
     ("inspect q4_k.gguf --json", "inspect.json"),
+    ("quantize sample.gguf --type Q4_K_M -o sample-q4.gguf", ""),
     ("analyze model.gguf {SETS} --json", "analyze.json"),
-    ("compare model.gguf q4_k.gguf {SETS} -n 4 --json", "compare.json"),
+    ("compare sample.gguf sample-q4.gguf {SAMPLE} --limit 10 -n 4 --json", "compare.json"),
     ("report compare.json -o compare.html", ""),
     (
-        "abliterate q4_k.gguf {SETS} {LENIENT} --answer-tokens 4 -n 6 -o edited.gguf --save-direction found.gguf --report story.html",
+        "abliterate sample.gguf {SAMPLE} --limit 10 --answer-tokens 4 -n 6 -o edited.gguf --save-direction found.gguf --report story.html",
         "",
     ),
     (
@@ -82,13 +82,13 @@ const STEPS: [(&str, &str); 31] = [
         "extract sample.gguf --harmful restricted-train.txt --harmless ordinary-train.txt --limit 24 -o measured.gguf",
         "",
     ),
-    ("select sample.gguf --directions measured.gguf {SAMPLE} -o chosen.gguf --json", "select.json"),
+    ("select sample.gguf --directions measured.gguf {SAMPLE} --limit 4 -o chosen.gguf --json", "select.json"),
     ("generate sample.gguf -n 24 --temperature 0.8 --seed 3 --ablate chosen.gguf -p {PROMPT}", "text"),
     ("orthogonalize sample.gguf --direction chosen.gguf -o written.gguf", ""),
     (RESUMED, ""),
 ];
 
-const RESUMED: &str = "select sample.gguf --directions measured.gguf {SAMPLE} -o resumed.gguf";
+const RESUMED: &str = "select sample.gguf --directions measured.gguf {SAMPLE} --limit 4 -o resumed.gguf";
 
 fn folder() -> Folder {
     let folder = Folder::new();
@@ -139,7 +139,7 @@ fn outputs(threads: usize) -> BTreeMap<String, Made> {
     let folder = folder();
     let inputs = folder.contents();
     for (line, printed) in STEPS {
-        let line = line.replace("{SETS}", SETS).replace("{SAMPLE}", SAMPLE).replace("{LENIENT}", LENIENT);
+        let line = line.replace("{SETS}", SETS).replace("{SAMPLE}", SAMPLE);
         let words = line.split_whitespace();
         let words: Vec<&str> =
             words.map(|w| if w == "{PROMPT}" { "Who made the hexed lantern?" } else { w }).collect();

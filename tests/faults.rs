@@ -9,6 +9,8 @@
 
 mod program;
 mod support;
+#[path = "faults/tally.rs"]
+mod tally;
 #[path = "faults/trace.rs"]
 mod trace;
 
@@ -20,6 +22,7 @@ use std::sync::Mutex;
 
 use program::{Contents, Folder};
 use support::{split, tiny};
+use tally::Tally;
 use trace::{durable, places, trace};
 
 /// Calls by which files come into being, are filled, renamed and removed.
@@ -27,61 +30,74 @@ const CALLS: &str = "openat,write,pwrite64,writev,copy_file_range,fsync,fdatasyn
                      renameat2,link,linkat,unlink,unlinkat,mkdir,mkdirat";
 
 /// What a call that fails says, or how it ends the program.
-const FAULTS: [&str; 4] = ["error=ENOSPC", "error=EIO", "error=EINTR", "signal=KILL"];
+const FAULTS: [&str; 5] = ["error=ENOSPC", "error=EIO", "error=EINTR", "signal=TERM", "signal=KILL"];
 
 /// Every command that writes; what it makes is seen when it is run.
 const JOBS: [Job; 20] = [
     job("orthogonalize model.gguf --direction direction.gguf -o out.gguf"),
     job("orthogonalize part-00001-of-00002.gguf --direction direction.gguf -o out.gguf"),
-    job("extract model.gguf {SETS} -o out.gguf --save-calibration kept.gguf"),
-    job(
-        "abliterate model.gguf --direction direction.gguf {SETS} --answer-tokens 2 -o out.gguf --report out.html",
-    ),
-    job("abliterate model.gguf {LENIENT} {SETS} --answer-tokens 2 -o out.gguf --save-direction chosen.gguf"),
     job("export lora model.gguf --direction direction.gguf -o out.gguf"),
     job("export control-vector direction.gguf --additive -o out.gguf"),
     job("quantize model.gguf --type Q8_0 -o out.gguf"),
-    job(
-        "quantize model.gguf --type Q8_0 --direction direction.gguf {SETS} -o out.gguf --save-calibration kept.gguf",
-    ),
     job("report run.json -o out.html"),
     job("report run.json -o out.html --png plots"),
-    job("evaluate model.gguf {SETS} --max-tokens 2 --completions out.json"),
-    job("select model.gguf --directions directions.gguf {LENIENT} {SETS} -o out.gguf"),
-    job("compare model.gguf other.gguf {SETS} --max-tokens 2 --report out.html"),
     job("card made.gguf run.json -o card"),
+    job("config --init out.toml"),
     job("man pages"),
-    Job { force: "", ..job("chat model.gguf --threads 1 --max-tokens 2") },
-    Job {
-        force: "",
-        ..job("optimize model.gguf --direction direction.gguf {SETS} -n 2 --trials 4 --log log.jsonl")
-    },
-    job(
+    slow("extract model.gguf {SETS} -o out.gguf --save-calibration kept.gguf"),
+    slow(
+        "abliterate model.gguf --direction direction.gguf {SETS} --answer-tokens 2 -o out.gguf --report out.html",
+    ),
+    slow(
+        "quantize model.gguf --type Q8_0 --direction direction.gguf {SETS} -o out.gguf --save-calibration kept.gguf",
+    ),
+    slow("evaluate model.gguf {SETS} --max-tokens 2 --completions out.json"),
+    slow(
         "optimize model.gguf --direction direction.gguf --directions directions.gguf {SETS} -n 2 --trials 6 --save saved",
     ),
-    job("config --init out.toml"),
+    Job {
+        force: "",
+        ..slow("optimize model.gguf --direction direction.gguf {SETS} -n 2 --trials 4 --log log.jsonl")
+    },
+    Job { force: "", ..slow("chat model.gguf --threads 1 --max-tokens 2") },
+    slow("select sample.gguf --directions measured.gguf {SAMPLE} --limit 2 -o out.gguf"),
+    slow("abliterate sample.gguf {SAMPLE} -n 2 --answer-tokens 2 -o out.gguf --save-direction kept.gguf"),
+    slow("compare sample.gguf sample-2.gguf {SAMPLE} -n 2 --report out.html"),
 ];
 
 const SETS: &str = "--threads 1 --harmful harmful.txt --harmless harmless.txt";
-/// Rules that a model of random weights keeps.
-const LENIENT: &str = "--kl-max 1e9 --induce-min -1e9 --layer-fraction 2";
+/// Prompts that the sample model refuses, or answers, and rules that are kept with as few of them.
+const SAMPLE: &str = "--threads 1 --harmful restricted.txt --harmless ordinary.txt --kl-max 1e9 --induce-min -1e9 \
+                      --layer-fraction 2 --refusal-token I";
 /// What is typed: only chat reads it.
 const TYPED: &str = "Hello\n/save out.md\n";
 
-/// A line, and the flag that lets it replace what is there.
 #[derive(Clone, Copy)]
 struct Job {
     line: &'static str,
+    /// What lets it replace what is there.
     force: &'static str,
+    /// Runs a model: every call gets one of the faults, in turn.
+    slow: bool,
 }
 
 const fn job(line: &'static str) -> Job {
-    Job { line, force: " --force" }
+    Job { line, force: " --force", slow: false }
+}
+
+const fn slow(line: &'static str) -> Job {
+    Job { line, force: " --force", slow: true }
 }
 
 impl Job {
+    /// The faults at the next call.
+    fn faults(&self, turn: &mut usize) -> &'static [&'static str] {
+        *turn += 1;
+        if self.slow { &FAULTS[*turn % FAULTS.len()..][..1] } else { &FAULTS }
+    }
+
     fn line(&self, force: bool) -> String {
-        let line = self.line.replace("{SETS}", SETS).replace("{LENIENT}", LENIENT);
+        let line = self.line.replace("{SETS}", SETS).replace("{SAMPLE}", SAMPLE);
         line + if force { self.force } else { "" }
     }
 }
@@ -91,11 +107,10 @@ fn is_kept(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "jsonl" || e == "checkpoint")
 }
 
-/// The inputs of every job.
+/// The inputs of the jobs on models of random weights.
 fn folder() -> Folder {
     let folder = Folder::new();
     folder.model("model.gguf", tiny::Spec { n_ctx: 512, ..program::spec() });
-    folder.model("other.gguf", tiny::Spec { n_ctx: 512, seed: 2, ..program::spec() });
     folder.direction("direction.gguf", "llama", &tiny::unit(32, 1));
     let model = tiny::Model::random(program::spec());
     for (no, part) in split::parts(&model, &[5]).iter().enumerate() {
@@ -107,6 +122,29 @@ fn folder() -> Folder {
     folder.accepts("orthogonalize model.gguf --direction direction.gguf -o made.gguf");
     folder.file("typed.txt", TYPED);
     folder
+}
+
+/// Those of the jobs on the sample model.
+fn sample_folder() -> Folder {
+    let folder = Folder::new();
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("gguf-samples");
+    for name in ["sample.gguf", "sample-2.gguf"] {
+        fs::copy(samples.join("lorekeeper-7m-f16.gguf"), folder.path(name)).unwrap();
+    }
+    for name in ["restricted", "ordinary"] {
+        let all = fs::read_to_string(samples.join(format!("prompts/{name}-validation.txt"))).unwrap();
+        folder.file(&format!("{name}.txt"), all.lines().take(10).collect::<Vec<_>>().join("\n"));
+    }
+    folder.accepts(
+        "extract sample.gguf --threads 1 --harmful restricted.txt --harmless ordinary.txt -o measured.gguf",
+    );
+    folder.file("typed.txt", TYPED);
+    folder
+}
+
+/// The folder of a job.
+fn folder_of<'a>(job: &Job, folders: &'a [Folder; 2]) -> &'a Folder {
+    &folders[usize::from(job.line.contains("sample.gguf"))]
 }
 
 /// A program with its words, in the folder, with what is typed.
@@ -126,113 +164,29 @@ fn run(folder: &Folder, before: &[&str], line: &str) -> Output {
     typed(folder, Path::new(words[0]), &words[1..]).output().unwrap()
 }
 
+/// Everything in the folder; of pages without the digits, for `compare` shows how fast each model was.
+fn contents(folder: &Folder) -> Contents {
+    let mut all = folder.contents();
+    for (_, bytes) in all.iter_mut().filter(|(path, _)| path.extension().is_some_and(|e| e == "html")) {
+        bytes.iter_mut().for_each(|bytes| bytes.retain(|b| !b.is_ascii_digit()));
+    }
+    all
+}
+
 /// What an undisturbed run leaves, and what of it is new: the outputs.
 fn whole(folder: &Folder, line: &str, before: &Contents) -> (Contents, Vec<PathBuf>) {
     let output = run(folder, &["env"], line);
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-    let whole = folder.contents();
+    let whole = contents(folder);
     restore(folder, before);
     let new = whole.iter().filter(|(path, bytes)| bytes.is_some() && before.get(*path) != Some(bytes));
     let outputs = new.map(|(path, _)| path.clone()).collect();
     (whole, outputs)
 }
 
-/// What became of a job under all faults.
-#[derive(Default)]
-struct Tally {
-    calls: usize,
-    faults: usize,
-    inputs_changed: usize,
-    partial: usize,
-    whole: usize,
-    as_before: usize,
-    /// Of several outputs, some new and some as before: each for itself is whole.
-    mixed: usize,
-    /// Killed, with a temporary file left.
-    left: usize,
-    refused: usize,
-    wrong: Vec<String>,
-}
-
-impl Tally {
-    /// Counts what the folder holds after a run that ended so.
-    fn add(
-        &mut self,
-        outputs: &[PathBuf],
-        [before, after, whole]: [&Contents; 3],
-        output: &Output,
-        fault: &str,
-    ) {
-        let killed = fault.contains("KILL");
-        let told = format!("{fault}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
-        let mut wrong = |what: String| self.wrong.push(format!("{what} under {told}"));
-        self.faults += 1;
-        for (path, bytes) in before.iter().filter(|(path, _)| !outputs.contains(path)) {
-            if after.get(path) != Some(bytes) {
-                self.inputs_changed += 1;
-                wrong(format!("{} has changed", path.display()));
-            }
-        }
-        let (mut new, mut old) = (0, 0);
-        for path in outputs {
-            let found = after.get(path);
-            if found == whole.get(path) {
-                new += 1;
-            } else if found == before.get(path) {
-                old += 1;
-            } else if is_kept(path) && is_start(found, whole.get(path)) {
-                // A log cut short: that it is gone on from is seen later.
-                old += 1;
-            } else if outputs.len() > 1 && found.is_none() && killed {
-                // The parts of a model that replace others are moved one by one; killed between, some are at neither
-                // place.
-                old += 1;
-            } else {
-                self.partial += 1;
-                wrong(format!("{} is neither old nor new", path.display()));
-            }
-        }
-        match (new, old) {
-            (_, 0) => self.whole += 1,
-            (0, _) => self.as_before += 1,
-            _ => self.mixed += 1,
-        }
-        if output.status.success() && old > 0 {
-            wrong("success without output".into());
-        }
-        let known = |path: &Path| before.contains_key(path) || whole.contains_key(path) || is_kept(path);
-        let left: Vec<_> = after.keys().filter(|path| !known(path)).collect();
-        let ours = left.iter().all(|path| path.extension().is_some_and(|e| e == "part"));
-        self.left += usize::from(killed && !left.is_empty());
-        // What cannot be removed stays, under a name by which it is known for ours.
-        if !left.is_empty() && !(ours && (killed || fault.contains("unlink"))) {
-            wrong(format!("left behind: {left:?}"));
-        }
-        self.refused += usize::from(!killed && !output.status.success());
-        let words = String::from_utf8_lossy(&output.stderr);
-        let plain =
-            output.status.code() == Some(1) && words.lines().count() <= 1 && !words.contains("panicked");
-        if !killed && !output.status.success() && !plain {
-            wrong("not refused in one line".into());
-        }
-    }
-
-    fn row(&self, line: &str) -> String {
-        let Self { calls, faults, inputs_changed, partial, whole, as_before, mixed, left, .. } = self;
-        format!(
-            "| `{line}` | {calls} | {faults} | {inputs_changed} | {partial} | {whole} | {as_before} | {mixed} | {left} |\n"
-        )
-    }
-}
-
-/// Whether a file is the beginning of another.
-fn is_start(found: Option<&Option<Vec<u8>>>, whole: Option<&Option<Vec<u8>>>) -> bool {
-    matches!((found, whole), (Some(Some(found)), Some(Some(whole))) if whole.starts_with(found))
-}
-
 /// Brings the folder back to what it was.
 fn restore(folder: &Folder, before: &Contents) {
-    for (path, bytes) in folder.contents().iter().rev() {
+    for (path, bytes) in contents(folder).iter().rev() {
         match before.get(path) {
             Some(old) if old == bytes => {}
             _ if path.is_dir() => fs::remove_dir(path).unwrap(),
@@ -261,17 +215,18 @@ fn has_strace(folder: &Folder) -> bool {
 
 /// Every job, with every fault at every call of it; with `force` over what stands there.
 fn inject(force: bool) {
-    let folder = folder();
-    if !has_strace(&folder) {
+    let folders = [folder(), sample_folder()];
+    if !has_strace(&folders[0]) {
         return;
     }
     let mut table = String::new();
     let mut wrong = Vec::new();
     let (mut refused, mut left, mut went_on) = (0, 0, 0);
     for job in JOBS.iter().filter(|job| !force || !job.force.is_empty()) {
+        let folder = folder_of(job, &folders);
         let line = job.line(force);
-        let inputs = folder.contents();
-        let (_, outputs) = whole(&folder, &job.line(false), &inputs);
+        let inputs = contents(folder);
+        let (_, outputs) = whole(folder, &job.line(false), &inputs);
         assert!(!outputs.is_empty(), "{line}: writes nothing");
         if force {
             for path in &outputs {
@@ -279,40 +234,42 @@ fn inject(force: bool) {
                 fs::write(path, format!("what stood at {}", path.display())).unwrap();
             }
         }
-        let before = folder.contents();
-        let (whole, _) = whole(&folder, &line, &before);
-        let calls = trace(&folder, &line);
-        assert!(folder.contents() == whole, "{line}: not the same again");
-        let named = durable(&folder, &calls);
+        let before = contents(folder);
+        let (whole, _) = whole(folder, &line, &before);
+        let calls = trace(folder, &line);
+        assert!(contents(folder) == whole, "{line}: not the same again");
+        let named = durable(folder, &calls);
         let due = outputs.iter().filter(|path| !is_kept(path)).count();
         assert!(named >= due, "{line}: {named} of {due} outputs got their names by a rename");
-        restore(&folder, &before);
+        restore(folder, &before);
         let places = places(&calls);
         let mut tally = Tally { calls: places.len(), ..Tally::default() };
+        // Those that turn one way here turn another there.
+        let mut turn = if force { 2 } else { 0 };
         for (name, n) in &places {
-            for fault in FAULTS {
+            for fault in job.faults(&mut turn) {
                 let inject = format!("inject={name}:{fault}:when={n}");
-                let output = run(&folder, &["strace", "-f", "-qq", "-o", "/dev/null", "-e", &inject], &line);
-                let after = folder.contents();
+                let output = run(folder, &["strace", "-f", "-qq", "-o", "/dev/null", "-e", &inject], &line);
+                let after = contents(folder);
                 tally.add(&outputs, [&before, &after, &whole], &output, &inject);
                 went_on += usize::from(output.status.success());
                 let kept = after.keys().any(|path| is_kept(path));
                 if kept && outputs.iter().all(|path| is_kept(path) || after.get(path) == before.get(path)) {
-                    let again = run(&folder, &["env"], &line);
+                    let again = run(folder, &["env"], &line);
                     let words = String::from_utf8_lossy(&again.stderr);
-                    let same = outputs.iter().all(|path| folder.contents().get(path) == whole.get(path));
+                    let same = outputs.iter().all(|path| contents(folder).get(path) == whole.get(path));
                     assert!(again.status.success() && same, "{line} after {inject}, again: {words}");
                 }
-                restore(&folder, &before);
+                restore(folder, &before);
             }
         }
+        print!("{}", tally.row(&line));
         table += &tally.row(&line);
         refused += tally.refused;
         left += tally.left;
         wrong.extend(tally.wrong.iter().map(|what| format!("{line}: {what}")));
-        restore(&folder, &inputs);
+        restore(folder, &inputs);
     }
-    println!("{HEAD}{table}");
     write_table(force, &table);
     assert!(wrong.is_empty(), "{} faults ended wrong, the first: {}", wrong.len(), wrong[0]);
     assert!(refused > 0 && left > 0 && went_on > 0);
@@ -343,7 +300,8 @@ fn whatever_call_fails_what_stood_there_is_there_or_the_whole_new_output() {
 
 #[test]
 fn short_writes_are_gone_on_with() {
-    let folder = folder();
+    let folders = [folder(), sample_folder()];
+    let folder = &folders[0];
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/short.c");
     let built = folder
         .command("cc")
@@ -354,28 +312,31 @@ fn short_writes_are_gone_on_with() {
     assert!(built.success());
     let preload = format!("LD_PRELOAD={}", folder.path("short.so").display());
     for job in &JOBS {
+        let folder = folder_of(job, &folders);
         let line = job.line(false);
-        let before = folder.contents();
-        let (whole, _) = whole(&folder, &line, &before);
-        let output = run(&folder, &["env", &preload], &line);
+        let before = contents(folder);
+        let (whole, _) = whole(folder, &line, &before);
+        let output = run(folder, &["env", &preload], &line);
         assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-        assert!(folder.contents() == whole, "{line}");
-        restore(&folder, &before);
+        assert!(contents(folder) == whole, "{line}");
+        restore(folder, &before);
     }
 }
 
 #[test]
 fn of_many_programs_with_one_output_each_writes_it_whole_or_says_that_it_is_there() {
-    let folder = folder();
+    let folders = [folder(), sample_folder()];
     for job in &JOBS {
-        let before = folder.contents();
-        let (whole, outputs) = whole(&folder, &job.line(false), &before);
-        let n = outputs.len();
+        let folder = folder_of(job, &folders);
+        let before = contents(folder);
         for force in [false, true] {
             let line = job.line(force);
+            // Some pages show the line by which they were made.
+            let (whole, outputs) = whole(folder, &line, &before);
+            let n = outputs.len();
             let start = || {
                 let words: Vec<&str> = std::iter::once("-q").chain(line.split_whitespace()).collect();
-                let mut command = typed(&folder, assert_cmd::cargo::cargo_bin!("ggsteer"), &words);
+                let mut command = typed(folder, assert_cmd::cargo::cargo_bin!("ggsteer"), &words);
                 command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
             };
             let all: Vec<_> = (0..6).map(|_| start()).collect();
@@ -393,16 +354,19 @@ fn of_many_programs_with_one_output_each_writes_it_whole_or_says_that_it_is_ther
                 "{line}: {} wrote it",
                 done.len()
             );
-            assert!(folder.contents() == whole || n > 1, "{line}");
+            let mut after = contents(folder);
+            // One that was refused at the end keeps what it had done.
+            after.retain(|path, _| !is_kept(path) || whole.contains_key(path));
+            assert!(after == whole || n > 1, "{line}");
             for path in &outputs {
-                let found = fs::read(path).ok();
+                let found = after.get(path).cloned().flatten();
                 assert!(
                     found.is_none() && n > 1 || whole[path] == found,
                     "{line}: {} is not whole",
                     path.display()
                 );
             }
-            restore(&folder, &before);
+            restore(folder, &before);
         }
     }
 }

@@ -97,6 +97,8 @@ impl Cli {
         ggsteer::runtime::exit_past_bounds();
         #[cfg(target_os = "linux")]
         ggsteer::runtime::exit_on_cut_file();
+        #[cfg(unix)]
+        interrupt::leave_nothing()?;
         let ui = Ui { json: self.json, quiet: self.quiet };
         ui.set_current();
         match self.command {

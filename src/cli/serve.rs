@@ -18,6 +18,7 @@ use tokio::runtime::Runtime;
 
 use super::args::{RunArgs, at_least_one, describe, direction};
 use super::generate::AtArg;
+use super::interrupt;
 use super::ui::Ui;
 
 /// Serve a model over HTTP, with OpenAI's routes, steered anew by each request
@@ -239,6 +240,7 @@ fn origin(text: &str) -> Result<HeaderValue> {
 /// Waits for Ctrl-C or the polite kill, which are caught from here on; the next ends the program at once.
 fn shutdown(ui: Ui) -> Result<impl Future<Output = ()>> {
     let mut signals = Signals::catch()?;
+    interrupt::serves();
     Ok(async move {
         signals.next().await;
         ui.note("shutting down: answers under way are completed; again to end at once");

@@ -59,7 +59,8 @@ pub fn amended_header(file: &[u8], gguf: &Gguf, changes: &Changes) -> Result<Vec
         set(key).is_none()
             && (changes.remove.iter().any(|k| k == key) || changes.step > 0 && key == PADDING_KEY)
     };
-    let retype: HashMap<&str, GgmlType> = changes.retype.iter().map(|(name, ty)| (name.as_str(), *ty)).collect();
+    let retype: HashMap<&str, GgmlType> =
+        changes.retype.iter().map(|(name, ty)| (name.as_str(), *ty)).collect();
     let type_of = |info: &TensorInfo| retype.get(info.name.as_str()).copied().unwrap_or(info.ty);
     let retyped = gguf.tensors.iter().any(|info| type_of(info) != info.ty);
     let removes = changes.remove.iter().any(|key| gguf.get(key).is_some());

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempPath;
 
-use super::{OutputError, OutputFile, sync_folder, temporary};
+use super::{OutputError, OutputFile, PLACING, sync_folder, temporary};
 use crate::gguf::part_paths;
 
 impl OutputFile {
@@ -53,10 +53,14 @@ pub fn commit_parts(mut parts: Vec<OutputFile>) -> Result<(), OutputError> {
     }
     let folder = parts[0].folder.clone();
     let mut moves = Moves::default();
+    let placing = PLACING.lock();
     let result = moves.all(parts);
     if result.is_err() {
         moves.undo();
+    } else {
+        drop(moves);
     }
+    drop(placing);
     sync_folder(&folder);
     result
 }

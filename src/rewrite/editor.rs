@@ -83,7 +83,8 @@ impl<'a> Editor<'a> {
 
     /// Writes the new bytes of the planned tensor of this name.
     pub fn edit(&mut self, name: &str, out: &mut dyn Write) -> Result<TensorReport, RewriteError> {
-        let tensor = self.places.get(name).copied().ok_or_else(|| RewriteError::OtherFile { tensor: name.into() })?;
+        let tensor =
+            self.places.get(name).copied().ok_or_else(|| RewriteError::OtherFile { tensor: name.into() })?;
         let mut all =
             Done { method: Method::Kept, totals: Totals::default(), saturation: Saturation::default() };
         let mut add = |done: Done| {
