@@ -428,13 +428,9 @@ mod tests {
     fn where_ggml_gives_up_the_program_ends_with_a_code_whatever_happens() {
         const HOW: &str = "GGSTEER_TEST_GIVE_UP";
         if let Some(how) = std::env::var_os(HOW) {
+            let words = c"/built/here/ggml-rpc.cpp:12: lost".as_ptr();
             // SAFETY: a text that ends with a NUL.
-            let give_up = || unsafe { leave(c"/built/here/ggml-rpc.cpp:12: lost".as_ptr()) };
-            if how == "panic" {
-                armed(give_up)
-            } else {
-                give_up()
-            }
+            unsafe { if how == "panic" { armed(|| leave(words)) } else { leave(words) } }
             unreachable!("it does not return");
         }
         let run = |how: &str, stderr: Stdio| {

@@ -100,10 +100,12 @@ mod tests {
             told.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(done);
             panic!("of a bar");
         });
-        // SAFETY: of all: a line that ends with a NUL.
-        armed(|| unsafe { receive(level, c"[   1/ 3] lost".as_ptr(), nothing) });
-        unsafe { receive(level, c"[   2/ 3] seen".as_ptr(), nothing) };
-        unsafe { receive(level, c"[   3/ 3] and so is the next".as_ptr(), nothing) };
+        // SAFETY: lines that end with a NUL.
+        unsafe {
+            armed(|| receive(level, c"[   1/ 3] lost".as_ptr(), nothing));
+            receive(level, c"[   2/ 3] seen".as_ptr(), nothing);
+            receive(level, c"[   3/ 3] and so is the next".as_ptr(), nothing);
+        }
         drop(watched);
         assert_eq!(*seen.lock().unwrap(), [2, 3]);
     }

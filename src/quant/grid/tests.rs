@@ -104,7 +104,7 @@ fn check(ty: GgmlType, grid: &Grid, bytes: &[u8], moves: &[u8]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 128 }))]
 
     #[test]
     fn any_blocks_are_read_and_written_as_ggml_does(

@@ -243,7 +243,7 @@ fn samples_for(n: usize, kind: usize) -> usize {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(6))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 6 }))]
 
     #[test]
     fn nothing_raises_the_objective_and_bytes_codes_and_error_agree(

@@ -181,7 +181,7 @@ fn uniform(rng: &mut TestRng) -> impl FnMut() -> f64 + '_ {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(160))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 160 }))]
 
     #[test]
     fn no_code_lies_nearer_and_the_figures_are_those_of_the_bytes(
