@@ -27,7 +27,11 @@ const COMMANDS: &[(&str, Way, &str)] = &[
         "builds llama.cpp, or runs a bench for minutes; that there is such a bench is checked",
     ),
     (r"sh scripts/patched\.sh.*", Way::Left, "builds llama.cpp for minutes: `tests/patched.rs` runs it"),
-    (r"sh scripts/(reliability|unsafe|deny|scale|sanitize|fuzz)\.sh.*", Way::Left, "takes an hour, or another compiler"),
+    (
+        r"sh scripts/(reliability|unsafe|deny|scale|sanitize|fuzz)\.sh.*",
+        Way::Left,
+        "takes an hour, or another compiler",
+    ),
     ("(sudo )?apt-get install .*", Way::Left, "changes the machine"),
     (
         "ggsteer abliterate model.gguf -o out.gguf",
