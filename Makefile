@@ -2,7 +2,7 @@
 
 TARGET = $${CARGO_TARGET_DIR:-target}
 
-.PHONY: help setup build demo test lint package bench
+.PHONY: help setup build demo test lint package bench msrv sanitize
 .DEFAULT_GOAL := help
 
 help:
@@ -11,6 +11,8 @@ help:
 	@echo "make lint    formatting, clippy and documentation only"
 	@echo "make package what a published crate holds, and that it is small enough"
 	@echo "make bench   benchmarks"
+	@echo "make msrv    whether all compiles with the oldest compiler that Cargo.toml allows"
+	@echo "make sanitize  tests under Miri, AddressSanitizer, ThreadSanitizer and Valgrind"
 	@echo "make build   target/release/ggsteer, compiled for this processor"
 
 setup:
@@ -50,3 +52,14 @@ package:
 
 bench: setup
 	+cargo bench
+
+# Nothing is linked, so llama.cpp is not compiled.
+msrv: setup
+	@version=$$(sed -n 's/^rust-version = "\([0-9.]*\)"/\1/p' Cargo.toml); \
+	case $$version in *.*.*) ;; *) version=$$version.0 ;; esac; \
+	cargo +$$version --version >/dev/null 2>&1 || \
+		{ echo "error: Rust $$version is missing: run 'rustup toolchain install $$version'" >&2; exit 1; }; \
+	CARGO_TARGET_DIR=$(TARGET)/msrv CMAKE="$$PWD/scripts/cmake-stub.sh" cargo +$$version check --release --all-targets
+
+sanitize: setup
+	@sh scripts/sanitize.sh
