@@ -70,3 +70,14 @@ deny:
 reliability: setup
 	@sh scripts/setup.sh test
 	sh scripts/reliability.sh
+
+# Nothing is linked, so llama.cpp is not compiled.
+msrv: setup
+	@version=$$(sed -n 's/^rust-version = "\([0-9.]*\)"/\1/p' Cargo.toml); \
+	case $$version in *.*.*) ;; *) version=$$version.0 ;; esac; \
+	cargo +$$version --version >/dev/null 2>&1 || \
+		{ echo "error: Rust $$version is missing: run 'rustup toolchain install $$version'" >&2; exit 1; }; \
+	CARGO_TARGET_DIR=$(TARGET)/msrv CMAKE="$$PWD/scripts/cmake-stub.sh" cargo +$$version check --release --all-targets
+
+sanitize: setup
+	@sh scripts/sanitize.sh

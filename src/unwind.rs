@@ -15,14 +15,14 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     }));
     outcome.map_err(|panic| match panic.downcast::<String>() {
         Ok(words) => *words,
-        Err(panic) => match panic.downcast_ref::<&str>() {
-            Some(words) => (*words).to_owned(),
-            None => {
-                // Whatever else was thrown may panic again as it is dropped.
-                std::mem::forget(panic);
-                "no message".into()
+        Err(panic) => {
+            if let Some(words) = panic.downcast_ref::<&str>() {
+                return (*words).to_owned();
             }
-        },
+            // Whatever else was thrown may panic again as it is dropped.
+            std::mem::forget(panic);
+            "no message".into()
+        }
     })
 }
 

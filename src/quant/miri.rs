@@ -182,9 +182,9 @@ fn encode(grid: &Grid, values: &[f32], block: &mut [u8]) {
     });
     let spans: Vec<(f32, f32)> = spans.collect();
     let largest = spans.iter().fold([0f32; 2], |[s, o], span| [s.max(span.0), o.max(span.1.abs())]);
-    for field in 0..grid.n_shared() {
+    for (field, largest) in largest.iter().enumerate().take(grid.n_shared()) {
         // No type has fewer multiples of it than 15.
-        grid.stretch(block, field, largest[field] / 15.0);
+        grid.stretch(block, field, largest / 15.0);
     }
     let mut codes = Vec::with_capacity(values.len());
     for (group, (x, (scale, offset))) in values.chunks_exact(grid.group()).zip(spans).enumerate() {
