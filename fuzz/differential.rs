@@ -37,6 +37,7 @@ fn nested(ours: &Gguf) -> bool {
 }
 
 /// What ggml takes and we refuse.
+#[allow(clippy::match_same_arms)] // each has its reason
 fn excused(error: &GgufError) -> bool {
     match error {
         // Names that are no text, or that end early as C strings: two readers would call one thing by two names.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ggsteer::gguf::{Array, Value, Writer};
 use ggsteer::quant::GgmlType;
-use parquet::basic::{Compression, Encoding};
+use parquet::basic::{Compression, Encoding, GzipLevel, ZstdLevel};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::properties::{WriterProperties, WriterVersion};
 use parquet::file::writer::SerializedFileWriter;
@@ -29,8 +29,8 @@ pub fn all() -> Vec<(&'static str, Vec<u8>)> {
     let codecs = [
         ("prompts/parquet-plain", Compression::UNCOMPRESSED),
         ("prompts/parquet-snappy", Compression::SNAPPY),
-        ("prompts/parquet-gzip", Compression::GZIP(Default::default())),
-        ("prompts/parquet-zstd", Compression::ZSTD(Default::default())),
+        ("prompts/parquet-gzip", Compression::GZIP(GzipLevel::default())),
+        ("prompts/parquet-zstd", Compression::ZSTD(ZstdLevel::default())),
         ("prompts/parquet-lz4", Compression::LZ4_RAW),
     ];
     let usual = || WriterProperties::builder().set_created_by("seeds".into());

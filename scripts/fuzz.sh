@@ -149,7 +149,7 @@ mkdir -p "$tables"
 cat "$tables/fuzz.md"
 
 grep -qv '| 0 |$' "$out"/rows/* || exit 0
-find "$out/artifacts" -type f ! -name 'slow-unit-*' | while read -r file; do
+for target in $targets; do find "$out/artifacts/$target" -type f ! -name 'slow-unit-*'; done | while read -r file; do
     target=$(basename "$(dirname "$file")")
     say "$target fails on $file; its log is $out/logs/$target.log"
     say "  make it small: (cd fuzz && RUSTUP_TOOLCHAIN=$toolchain ../$tool tmin --fuzz-dir . --target-dir ../$out $target ../$file)"

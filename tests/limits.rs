@@ -19,7 +19,7 @@ use ggsteer::calibration::{Calibration, Imatrix};
 use ggsteer::direction::Direction;
 use ggsteer::prompts::PromptSet;
 use ggsteer::select::Checkpoint;
-use parquet::basic::Compression;
+use parquet::basic::{Compression, GzipLevel, ZstdLevel};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
@@ -185,9 +185,11 @@ fn a_small_parquet_file_does_not_become_a_large_one() {
     let line = "evaluate model.gguf --threads 1 --harmful bomb.parquet --harmless harmless.txt";
     // 300 MB of the same letter, in one text: a page larger than any that is read.
     let long = [ByteArray::from(vec![b'a'; 300 << 20])];
-    for codec in
-        [Compression::ZSTD(Default::default()), Compression::GZIP(Default::default()), Compression::SNAPPY]
-    {
+    for codec in [
+        Compression::ZSTD(ZstdLevel::default()),
+        Compression::GZIP(GzipLevel::default()),
+        Compression::SNAPPY,
+    ] {
         let bytes = parquet(&long, codec, false);
         println!("{codec}: {} bytes", bytes.len());
         folder.file("bomb.parquet", bytes);
@@ -196,7 +198,7 @@ fn a_small_parquet_file_does_not_become_a_large_one() {
     drop(long);
     // A text of a megabyte that is said four thousand times, by its number in a dictionary.
     let text = ByteArray::from(vec![b'a'; 1 << 20]);
-    let bytes = parquet(&vec![text; 4000], Compression::ZSTD(Default::default()), true);
+    let bytes = parquet(&vec![text; 4000], Compression::ZSTD(ZstdLevel::default()), true);
     assert!(bytes.len() < 8192, "{}", bytes.len());
     folder.file("bomb.parquet", bytes);
     refuses(&folder, line, &["bomb.parquet", "more than", "bytes of text"]);
@@ -254,6 +256,7 @@ fn what_is_nested_deeply_is_refused() {
 }
 
 /// Templates that ask for more than there is, or for ever.
+#[allow(clippy::too_many_lines)] // a list
 fn traps() -> Vec<(&'static str, String)> {
     let loops = |body: &str, n: usize| {
         format!(
@@ -470,7 +473,7 @@ fn a_file_that_grows_and_shrinks_ends_no_reader_by_a_signal() {
     let all = [
         ("set.txt", text(10_000).into_bytes()),
         ("set.json", format!("[{}\"a bun\"]", "\"a cake\",".repeat(5_000)).into_bytes()),
-        ("set.parquet", parquet(&words, Compression::ZSTD(Default::default()), true)),
+        ("set.parquet", parquet(&words, Compression::ZSTD(ZstdLevel::default()), true)),
         ("direction.gguf", fs::read(folder.path("direction.gguf")).unwrap()),
         ("calibration.gguf", seed("calibration/ours")),
         ("imatrix.gguf", seed("calibration/imatrix")),

@@ -56,7 +56,7 @@ pub(super) fn read(
         check(column, size).map_err(failed)?;
         let source = source.try_clone().map_err(unreadable)?;
         let rows = usize::try_from(group.num_rows()).unwrap_or(0);
-        sheltered(|| texts.read(Source::new(source, column)?, column, rows)).map_err(failed)?;
+        sheltered(|| texts.read(Source::new(source, column), column, rows)).map_err(failed)?;
         if let Some(at) = texts.not_utf8 {
             return Err(PromptError::NotUtf8 { path: path.into(), at: format!("text {at}") });
         }

@@ -31,8 +31,8 @@ pub(super) struct Source {
 }
 
 impl Source {
-    pub(super) fn new(file: File, column: &ColumnChunkMetaData) -> Result<Self> {
-        Ok(Self { file, gzip: matches!(column.compression(), Compression::GZIP(_)) })
+    pub(super) fn new(file: File, column: &ColumnChunkMetaData) -> Self {
+        Self { file, gzip: matches!(column.compression(), Compression::GZIP(_)) }
     }
 }
 
@@ -47,11 +47,14 @@ impl ChunkReader for Source {
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
         let room = self.len().saturating_sub(start).min(MAX_HEADER);
-        // Most headers are short.
-        let mut size = None;
-        for length in [room.min(1 << 10), room] {
-            size = size.or(page_size(&self.file.get_bytes(start, length as usize)?));
-        }
+        let header = |length: u64| -> Result<Option<u64>> {
+            Ok(page_size(&self.file.get_bytes(start, length as usize)?))
+        };
+        // Most are short.
+        let size = match header(room.min(1 << 10))? {
+            None => header(room)?,
+            size => size,
+        };
         match size {
             None => Err(wrong("a page's header is damaged")),
             Some(size) if size > MAX_PAGE => {
