@@ -153,13 +153,23 @@ impl Scale {
         Ok(path)
     }
 
-    fn prompt_files(&self) -> Result<[String; 2]> {
-        let paths = ["harmful.txt", "harmless.txt"].map(|name| self.path(name));
-        for path in &paths {
-            let lines: Vec<String> = (0..24).map(|i| format!("How do I store {i} jars of honey?")).collect();
-            fs::write(path, lines.join("\n"))?;
+    /// Two sets of `n` prompts, and their bytes.
+    fn sets(&self, n: usize, extension: &str) -> Result<([String; 2], u64)> {
+        let mut bytes = 0;
+        let mut paths = Vec::new();
+        for (name, food) in [("harmful", "honey"), ("harmless", "plums")] {
+            let prompts = (0..n).map(|i| format!("How do I store {i} jars of {food}?"));
+            let line = |prompt| match extension {
+                "jsonl" => serde_json::json!({ "prompt": prompt }).to_string() + "\n",
+                _ => prompt + "\n",
+            };
+            let text: String = prompts.map(line).collect();
+            bytes += text.len() as u64;
+            paths.push(self.path(&format!("{name}.{extension}")));
+            fs::write(&paths[paths.len() - 1], text)?;
         }
-        Ok(paths)
+        let paths = <[String; 2]>::try_from(paths).expect("two were made");
+        Ok((paths, bytes))
     }
 
     fn command(&self, limit: Option<u64>, words: &[&str]) -> Command {
@@ -292,7 +302,7 @@ impl Scale {
         let spec = wide_spec(0.5e9);
         let model = self.model("model", &spec, Type::Q4K, 1)?;
         let direction = self.direction("direction.gguf", spec.n_embd)?;
-        let [harmful, harmless] = self.prompt_files()?;
+        let ([harmful, harmless], _) = self.sets(24, "txt")?;
         let [out, inputs, directions] =
             ["out.gguf", "inputs.gguf", "directions.gguf"].map(|name| self.path(name));
         let words = ["extract", model.first(), "--harmful", &harmful, "--harmless", &harmless];
@@ -348,7 +358,7 @@ impl Scale {
         let run = self.run(Some(LIMIT), &["inspect", model.first(), "--json"])?;
         self.row("inspect, n_embd 16384", model.bytes, &run, Some(LIMIT), "read");
         self.rewrite("n_embd 16384", &model, &direction)?;
-        let [harmful, harmless] = self.prompt_files()?;
+        let ([harmful, harmless], _) = self.sets(24, "txt")?;
         self.extract("n_embd 16384", model.bytes, model.first(), [&harmful, &harmless])?;
         model.remove()
     }
@@ -358,18 +368,10 @@ impl Scale {
         let spec =
             Spec { n_embd: 32, n_head: 2, n_head_kv: 1, n_ff: 64, n_layer: 2, ..Spec::new(Arch::Llama) };
         let model = self.model("model", &spec, Type::F16, 1)?;
-        let prompt = |i: usize| format!("How do I store {i} jars?");
-        let of = |line: &dyn Fn(String) -> String| {
-            (0..PROMPTS).map(|i| line(prompt(i)) + "\n").collect::<String>()
-        };
-        for (extension, text) in [
-            ("txt", of(&|prompt| prompt)),
-            ("jsonl", of(&|prompt| serde_json::json!({ "prompt": prompt }).to_string())),
-        ] {
-            let path = self.path(&format!("prompts.{extension}"));
-            fs::write(&path, &text)?;
-            let what = format!("{PROMPTS} and {PROMPTS} prompts in .{extension}");
-            self.extract(&what, 2 * text.len() as u64, model.first(), [&path, &path])?;
+        for extension in ["txt", "jsonl"] {
+            let ([harmful, harmless], bytes) = self.sets(PROMPTS, extension)?;
+            let what = format!("two sets of {PROMPTS} prompts in .{extension}");
+            self.extract(&what, bytes, model.first(), [&harmful, &harmless])?;
         }
         model.remove()
     }

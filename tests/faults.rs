@@ -243,7 +243,7 @@ fn inject(force: bool) {
         assert!(named >= due, "{line}: {named} of {due} outputs got their names by a rename");
         restore(folder, &before);
         let places = places(&calls);
-        let mut tally = Tally { calls: places.len(), ..Tally::default() };
+        let mut tally = Tally::of(places.len());
         // Those that turn one way here turn another there.
         let mut turn = if force { 2 } else { 0 };
         for (name, n) in &places {

@@ -10,7 +10,7 @@ use crate::program::Contents;
 /// What became of a job under all faults.
 #[derive(Default)]
 pub struct Tally {
-    pub calls: usize,
+    calls: usize,
     faults: usize,
     inputs_changed: usize,
     partial: usize,
@@ -25,6 +25,11 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Of a run with so many calls.
+    pub fn of(calls: usize) -> Self {
+        Self { calls, ..Self::default() }
+    }
+
     /// Counts what the folder holds after a run that ended so.
     pub fn add(
         &mut self,
