@@ -25,6 +25,7 @@ maps a file: gguf::tests::fingerprints_see_header_length_and_samples
 maps a file: gguf::tests::opening_names_the_path
 asks llama.cpp: gguf::tests::what_we_take_llama_cpp_takes
 a parse for every byte, minutes: gguf::tests::every_truncation_is_an_error
+a system call that Miri lacks: output::parts::
 copies of many blocks, minutes: output::append::tests::appended_ranges_are_the_bytes_of_the_file
 minutes: gguf::tests::malformed_tensors_are_refused
 minutes: gguf::tests::no_bytes_panic
