@@ -113,7 +113,11 @@ pub(super) fn is_sound(metadata: &[u8]) -> bool {
     let mut at = Reader(metadata);
     let mut walk = || {
         let mut number = 0;
-        while let Some(kind) = at.field(&mut number)? {
+        loop {
+            let kind = at.field(&mut number)?;
+            if kind == STOP {
+                break;
+            }
             if (number, kind) != (2, 9) {
                 at.skip(kind, 0)?;
                 continue;
@@ -121,7 +125,11 @@ pub(super) fn is_sound(metadata: &[u8]) -> bool {
             let (elements, kind) = at.list()?;
             for _ in 0..elements {
                 let mut number = 0;
-                while let Some(kind) = at.field(&mut number).filter(|_| kind == 12)? {
+                loop {
+                    let kind = at.field(&mut number).filter(|_| kind == 12)?;
+                    if kind == STOP {
+                        break;
+                    }
                     if (number, kind) == (5, 5) {
                         at.varint().filter(|zigzag| zigzag >> 1 <= elements)?;
                     } else {
@@ -134,6 +142,9 @@ pub(super) fn is_sound(metadata: &[u8]) -> bool {
     };
     walk().is_some()
 }
+
+/// In place of a type: there are no more fields.
+const STOP: u8 = 0;
 
 /// What is left of some bytes.
 struct Reader<'a>(&'a [u8]);
@@ -162,11 +173,11 @@ impl Reader<'_> {
         Some(())
     }
 
-    /// The head of the next field in Thrift's compact protocol: its type, and `number` made its own. No type at the end.
-    fn field(&mut self, number: &mut i64) -> Option<Option<u8>> {
+    /// The head of the next field in Thrift's compact protocol: its type, and `number` made its own. [`STOP`] at the end.
+    fn field(&mut self, number: &mut i64) -> Option<u8> {
         let head = self.byte()?;
-        if head == 0 {
-            return Some(None);
+        if head == STOP {
+            return Some(STOP);
         }
         *number = if head >> 4 == 0 {
             let zigzag = self.varint()?;
@@ -174,7 +185,7 @@ impl Reader<'_> {
         } else {
             number.checked_add(i64::from(head >> 4))?
         };
-        Some(Some(head & 15))
+        Some(head & 15).filter(|kind| *kind != STOP)
     }
 
     /// The head of a list: how many elements, and their type.
@@ -229,10 +240,12 @@ impl Reader<'_> {
             }
             12 => {
                 let mut number = 0;
-                while let Some(kind) = self.field(&mut number)? {
-                    self.skip(kind, depth + 1)?;
+                loop {
+                    match self.field(&mut number)? {
+                        STOP => break Some(()),
+                        kind => self.skip(kind, depth + 1)?,
+                    }
                 }
-                Some(())
             }
             // Maps: there are none in these files.
             _ => None,
