@@ -181,12 +181,19 @@ memcheck() (
             fail "ggsteer $name failed under Valgrind, see $folder/$name.out"
         ran=$((ran + 1))
     }
-    check extract model.gguf --threads 1 --harmful harmful.txt --harmless harmless.txt -o direction.gguf
+    sets="--threads 1 --harmful harmful.txt --harmless harmless.txt"
+    # shellcheck disable=SC2086 # a list of words
+    check extract model.gguf $sets -o directions.gguf
+    # The race takes minutes under Valgrind, and runs what the others run.
+    # shellcheck disable=SC2086
+    "$program" --quiet select model.gguf --directions directions.gguf $sets --kl-max 1e9 --induce-min -1e9 \
+        --layer-fraction 2 --refusal-token I -o direction.gguf >select.out 2>&1 || fail "ggsteer select failed, see $folder/select.out"
     check orthogonalize model.gguf --direction direction.gguf -o edited.gguf
-    check generate edited.gguf --threads 1 --prompt "Who made the lantern?" --max-tokens 4
+    check verify model.gguf edited.gguf --direction direction.gguf
+    check generate model.gguf --threads 1 --ablate direction.gguf --prompt "Who made the lantern?" --max-tokens 4
     found=$(sed -n 's/.*ERROR SUMMARY: \([0-9]*\) errors.*/\1/p' ./*.log | awk '{ n += $1 } END { print n + 0 }')
     cd "$here"
-    row Valgrind "extract, orthogonalize, generate on the sample model: accesses, values, lost memory" "$ran" "$found" \
+    row Valgrind "extract, orthogonalize, verify, generate on the sample model: accesses, values, lost memory" "$ran" "$found" \
         "$(valgrind --version)"
 )
 

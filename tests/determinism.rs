@@ -29,7 +29,7 @@ const SAMPLE: &str = "--harmful restricted-validation.txt --harmless ordinary-va
 const TYPED: &str = "Hello\n/ablate off\nHello again\n/save talk.md\n/save talk.jsonl\n";
 
 /// Lines, and where what they print is kept, if it is an output too.
-const STEPS: [(&str, &str); 32] = [
+const STEPS: [(&str, &str); 34] = [
     ("extract model.gguf {SETS} -o directions.gguf --save-calibration inputs.gguf", ""),
     ("quantize model.gguf --type Q8_0 -o q8_0.gguf", ""),
     ("quantize model.gguf --type Q2_K -o q2_k.gguf", ""),
@@ -71,7 +71,15 @@ const STEPS: [(&str, &str); 32] = [
         "optimize.json",
     ),
     (
-        "optimize model.gguf --direction direction.gguf --directions directions.gguf {SETS} -n 2 --trials 14 --save saved",
+        "optimize model.gguf --direction direction.gguf --directions directions.gguf {SETS} -n 2 --trials 14 --seed 1 --save saved/1",
+        "",
+    ),
+    (
+        "optimize model.gguf --direction direction.gguf --directions directions.gguf {SETS} -n 2 --trials 14 --seed 2 --save saved/2",
+        "",
+    ),
+    (
+        "optimize model.gguf --direction direction.gguf --directions directions.gguf {SETS} -n 2 --trials 14 --seed 3 --save saved/3",
         "",
     ),
     ("card out.gguf evaluate.json -o card", ""),
@@ -179,6 +187,10 @@ fn stop(folder: &Folder, mut command: std::process::Command) {
     }
     let _ = child.kill();
     child.wait().unwrap();
+    // What a kill leaves may be there too.
+    for path in folder.contents().into_keys().filter(|path| path.extension().is_some_and(|e| e == "part")) {
+        fs::remove_file(path).unwrap();
+    }
     assert!(
         checkpoint.exists() && !folder.path("resumed.gguf").exists(),
         "it ended before it could be killed"
@@ -204,6 +216,7 @@ fn one_thread_two_threads_and_once_more_give_the_same_bytes() {
         "| output | bytes | SHA-256 | same at 1, 2 and again 1 thread |\n|---|---:|---|---|\n".to_owned();
     let mut wrong = Vec::new();
     for (name, made) in &one {
+        assert!(made.bytes > 0, "{name} holds nothing");
         let same = two.get(name) == Some(made) && again.get(name) == Some(made);
         let note = if name == "compare.json" { ", without its tokens a second" } else { "" };
         let said = if same { "yes" } else { "no" };
