@@ -284,6 +284,9 @@ mod tests {
         assert_eq!(read.len(), 2);
         log.add(&trials[2]).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), whole);
+        #[cfg(unix)]
+        assert!(matches!(Log::open(&path, &subject()), Err(LogError::Busy { .. })));
+        drop(log);
         std::fs::write(&path, &whole[..9]).unwrap();
         assert!(Log::open(&path, &subject()).unwrap().1.is_empty(), "its first line was cut short");
     }
