@@ -12,6 +12,7 @@ const OTHERS: &[&str] = &[
     "--control-vector",
     "--control-vector-scaled",
     "--lora",
+    "--locked",
     "--lora-scaled",
     "--merge",
     "--path",
