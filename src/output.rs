@@ -35,7 +35,7 @@ use std::ffi::{CStr, CString};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use tempfile::TempPath;
+use tempfile::{NamedTempFile, TempPath};
 
 /// Bytes written after which they are sent to the disk.
 const SYNC: u64 = 64 << 20;
@@ -164,7 +164,8 @@ impl OutputFile {
             // As File::create would: the umask takes its share.
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
-        let file = builder.tempfile_in(&folder).map_err(|source| OutputError::Io {
+        let begun = Listed::begin(|| builder.tempfile_in(&folder));
+        let (file, listed) = begun.map_err(|source| OutputError::Io {
             path: at(),
             doing: "create a file in its folder",
             source,
@@ -181,7 +182,7 @@ impl OutputFile {
             synced: 0,
             syncing: None,
             can_share: None,
-            listed: Listed::new(&temporary),
+            listed,
             temporary,
         })
     }
@@ -279,12 +280,13 @@ static UNFINISHED: Mutex<Vec<CString>> = Mutex::new(Vec::new());
 struct Listed(Option<CString>);
 
 impl Listed {
-    fn new(path: &Path) -> Self {
-        let path = CString::new(path.as_os_str().as_encoded_bytes()).ok();
-        if let (Some(path), Ok(mut all)) = (&path, UNFINISHED.lock()) {
-            all.push(path.clone());
-        }
-        Self(path)
+    /// Makes one. It is listed as soon as it is there: [`abandon_then`] finds both or neither.
+    fn begin(make: impl FnOnce() -> io::Result<NamedTempFile>) -> io::Result<(NamedTempFile, Self)> {
+        let mut all = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = make()?;
+        let path = CString::new(file.path().as_os_str().as_encoded_bytes()).ok();
+        all.extend(path.clone());
+        Ok((file, Self(path)))
     }
 }
 
