@@ -116,16 +116,21 @@ sanitized() {
         RUSTFLAGS="-Zsanitizer=$sanitizer -Cforce-frame-pointers=yes" cargo +"$nightly" test --no-fail-fast --target "$host" "$@"
 }
 
+# begin NAME: in a folder of its own, where no report of an earlier run is left.
+begin() {
+    needs_nightly rust-src
+    export CARGO_TARGET_DIR="target/$1"
+    rm -rf "target/$1/log" "target/$1/reports"
+    mkdir -p "target/$1/reports"
+}
+
 # Reports of all processes, those of the programs that tests start among them.
 reports() {
     find "$CARGO_TARGET_DIR/reports" -type f -exec cat {} + 2>/dev/null | grep -c '^SUMMARY: ' || true
 }
 
 asan() (
-    needs_nightly rust-src
-    export CARGO_TARGET_DIR=target/asan
-    rm -rf target/asan/log target/asan/reports
-    mkdir -p target/asan/reports
+    begin asan
     export ASAN_OPTIONS="detect_leaks=1:detect_stack_use_after_return=1:log_path=$here/target/asan/reports/asan"
     export LSAN_OPTIONS="suppressions=$here/scripts/lsan.supp:print_suppressions=0"
     tests sanitized address --lib -- quant:: runtime:: plugin:: unwind:: rewrite::nearest
@@ -139,10 +144,7 @@ asan() (
 )
 
 tsan() (
-    needs_nightly rust-src
-    export CARGO_TARGET_DIR=target/tsan
-    rm -rf target/tsan/log target/tsan/reports
-    mkdir -p target/tsan/reports
+    begin tsan
     export TSAN_OPTIONS="log_path=$here/target/tsan/reports/tsan:suppressions=$here/scripts/tsan.supp"
     # Without OpenMP, whose runtime is not compiled for it: every wait for its threads would be taken for none.
     tests sanitized thread --no-default-features -Zbuild-std --lib -- serve:: runtime::log plugin:: rewrite::nearest rewrite::figures
