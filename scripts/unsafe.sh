@@ -6,7 +6,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-find src tests benches examples fuzz -name target -prune -o -name '*.rs' -print 2>/dev/null | LC_ALL=C sort | xargs awk '
+find src tests benches examples fuzz patches -name target -prune -o -name '*.rs' -print 2>/dev/null | LC_ALL=C sort | xargs awk '
     function flush() {
         if (file == "") return
         if ((blocks + functions + externs > 0) != asks) { wrong = wrong "\n" file; }

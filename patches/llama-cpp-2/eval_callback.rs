@@ -1,4 +1,5 @@
 //! llama-cpp-2's eval callback: it sees the graph, may change it, is kept alive, and may panic. Run by `scripts/patched.sh test`.
+#![allow(unsafe_code)]
 
 use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,4 +1,5 @@
 //! What `src/runtime/params.rs` becomes with llama-cpp-2's own setter: no cast, and no error but by signature.
+#![allow(unsafe_code)]
 
 use std::ffi::c_void;
 
