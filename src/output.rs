@@ -193,11 +193,26 @@ impl OutputFile {
         &self.path
     }
 
-    /// Where the bytes are until [`OutputFile::commit`], for a library that writes to a path of its own accord. It may
-    /// fill this file, never replace it by another.
+    /// Where the bytes are until [`OutputFile::commit`], to be read.
     #[must_use]
     pub fn temporary(&self) -> &Path {
         &self.temporary
+    }
+
+    /// A path by which a library may fill this file of its own accord, never replace it by another. It is good while this
+    /// lives, and not for reading: errors would name it.
+    #[must_use]
+    pub fn fillable(&self) -> PathBuf {
+        // By its name, a library that opens it after a signal took it away would make a new one, which stays.
+        #[cfg(target_os = "linux")]
+        {
+            use std::os::fd::AsRawFd;
+            let path = PathBuf::from(format!("/proc/self/fd/{}", self.file.get_ref().as_raw_fd()));
+            if path.exists() {
+                return path;
+            }
+        }
+        self.temporary.to_path_buf()
     }
 
     /// Bytes written so far.

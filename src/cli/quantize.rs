@@ -139,7 +139,7 @@ impl Args {
         ui.note(&format!("quantizing {} ({}) to {}", at(), bytes(before.file_size), file_type.name));
         let path = || self.output.display().to_string();
         let (after, rewritten) = if directions.is_empty() {
-            quantize(ui, &self.model, out.temporary(), file_type, &options)?;
+            quantize(ui, &self.model, &out.fillable(), file_type, &options)?;
             let written = GgufFile::open(out.temporary()).with_context(path)?;
             let after = Size::of(&written).with_context(path)?;
             out.commit()?;
@@ -147,7 +147,7 @@ impl Args {
         } else {
             // Never given its name: the edited one takes it.
             let plain = OutputFile::create(&self.output, true, &inputs)?;
-            quantize(ui, &self.model, plain.temporary(), file_type, &options)?;
+            quantize(ui, &self.model, &plain.fillable(), file_type, &options)?;
             let quantized = GgufFile::open(plain.temporary()).with_context(path)?;
             let rewritten = self.edit(ui, [&file, &quantized], &directions, prompts, out, out_calibration)?;
             let written = GgufFile::open(&self.output).with_context(path)?;
