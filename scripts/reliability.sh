@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes the tables of docs/reliability.md anew and puts each there, between the two comments with its name.
 #
-#   sh scripts/reliability.sh              all: an hour on 2 cores, and 43 GB of disk
+#   sh scripts/reliability.sh              all: two hours or more on 2 cores, and 43 GB of disk
 #   sh scripts/reliability.sh faults deny  only these
 #
 # A part that fails ends the script; the page then keeps the tables of that part and of those after it.
