@@ -24,7 +24,6 @@ miri_skips='
 maps a file: gguf::tests::fingerprints_see_header_length_and_samples
 maps a file: gguf::tests::opening_names_the_path
 asks llama.cpp: gguf::tests::what_we_take_llama_cpp_takes
-asks ggml: quant::grid::tests::ggml_refuses_scales_that_are_not_finite
 looks for llama.cpp in the process: plugin::c::tests::
 counts to the bound, minutes: plugin::tests::readings_that_nobody_takes_end_in_an_error
 thousands of draws, minutes: runtime::sampling::tests::draws_follow_the_softmax_at_the_temperature

@@ -128,6 +128,9 @@ unsafe extern "C" fn decode<const ID: u32>(bytes: *const c_void, values: *mut f3
 /// `bytes` has so many of them.
 pub(super) unsafe fn ggml_validate_row_data(id: u32, bytes: *const c_void, len: usize) -> bool {
     let Some(grid) = grid(id) else { return true };
+    if !len.is_multiple_of(grid.block_bytes()) {
+        return false;
+    }
     // SAFETY: the caller vouches for it.
     let bytes: &[u8] = unsafe { std::slice::from_raw_parts(bytes.cast(), len) };
     let groups = len / grid.block_bytes() * (grid.block() / grid.group());
