@@ -2,7 +2,6 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::time::Duration;
 
 use serde_json::json;
 
@@ -182,7 +181,7 @@ fn the_command_lines_steering_is_for_those_who_bring_none() {
 fn a_signal_lets_running_answers_end() {
     // Both signals, with a stream and a whole answer under way.
     for signal in ["TERM", "INT"] {
-        let server = Server::endless("--slots 2");
+        let server = Server::endless("--slots 2 --timeout 1000");
         let alone = server.stream(ENDLESS, &steered("twist")).rest();
         let stream = server.stream(ENDLESS, &steered("twist")).begun();
         let mut whole = connect(server.port);
@@ -205,9 +204,7 @@ fn a_signal_lets_running_answers_end() {
         server.signal("TERM");
         if twice {
             // Of two signals that wait, the system may give the second first.
-            while TcpStream::connect(("127.0.0.1", server.port)).is_ok() {
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            server.closed();
             server.signal("INT");
         }
         let (status, said) = server.ended();

@@ -13,8 +13,8 @@ use serde_json::{Value as Json, json};
 
 use crate::{direction, made, sample};
 
-/// Longer than anything a server does here, on any machine: what takes longer hangs.
-pub const HANGS: Duration = Duration::from_secs(120);
+/// Longer than anything a server does here, on any machine and under any sanitizer: what takes longer hangs.
+pub const HANGS: Duration = Duration::from_secs(600);
 
 /// A running `ggsteer serve`.
 pub struct Server {
@@ -146,6 +146,16 @@ impl Server {
         assert!(killed.unwrap().success());
     }
 
+    /// Waits until it takes no connections. ThreadSanitizer delivers a signal only when its thread wakes, as each connection
+    /// makes it.
+    pub fn closed(&self) {
+        let start = std::time::Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+            assert!(start.elapsed() < HANGS, "it goes on after a signal: {}", self.said());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// How it ended, with all it wrote to stderr.
     pub fn ended(mut self) -> (ExitStatus, String) {
         let status = self.process.wait().unwrap();
@@ -156,6 +166,7 @@ impl Server {
     /// Ends it as a supervisor does; it must end well, and must never have panicked.
     pub fn stop(self) -> String {
         self.signal("TERM");
+        self.closed();
         let (status, said) = self.ended();
         assert!(status.success(), "{status}: {said}");
         assert!(!said.contains("panicked") && !said.contains("error: "), "{said}");
