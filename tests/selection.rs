@@ -255,7 +255,7 @@ fn await_checkpoint(child: &mut Child, path: &Path, times: usize) -> bool {
     let modified = || path.metadata().and_then(|m| m.modified()).ok();
     let (mut last, mut seen) = (modified(), 0);
     while seen < times {
-        assert!(start.elapsed() < Duration::from_secs(300), "no checkpoint in five minutes");
+        assert!(start.elapsed() < Duration::from_mins(5), "no checkpoint in five minutes");
         if child.try_wait().unwrap().is_some() {
             return false;
         }

@@ -189,7 +189,7 @@ impl Dataset {
 }
 
 /// An address that answers nothing for this long is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The most bytes of a list of files.
 const LIST_BYTES: u64 = 64 << 20;

@@ -243,8 +243,7 @@ impl ChatTemplate {
             documents => (),
             ..Value::from(flags)
         };
-        let template = self.env.get_template(python::NAME).map_err(TemplateError::Render)?;
-        template.render(context).map_err(|error| {
+        python::render(&self.env, context).map_err(|error| {
             let mut cause = error.source();
             while let Some(inner) = cause {
                 if let Some(python::Raised(message)) = inner.downcast_ref() {

@@ -27,7 +27,7 @@ const NAMES: [&str; 7] = [
 ];
 
 /// Longer than anything a page does, on any machine: what takes longer hangs.
-const HANGS: Duration = Duration::from_secs(120);
+const HANGS: Duration = Duration::from_mins(2);
 
 /// A browser with one page, and all that it reported.
 pub struct Browser {

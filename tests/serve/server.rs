@@ -14,7 +14,7 @@ use serde_json::{Value as Json, json};
 use crate::{direction, made, sample};
 
 /// Longer than anything a server does here, on any machine and under any sanitizer: what takes longer hangs.
-pub const HANGS: Duration = Duration::from_secs(600);
+pub const HANGS: Duration = Duration::from_mins(10);
 
 /// A running `ggsteer serve`.
 pub struct Server {

@@ -3,15 +3,18 @@
 
 #![forbid(unsafe_code)]
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value, escape_formatter};
+use minijinja::value::{Kwargs, ValueKind, ValueOrKwargs};
+use minijinja::{
+    AutoEscape, Environment, Error, ErrorKind, State, Value, context, escape_formatter, functions,
+};
 
 /// The one template of the environment.
-pub(super) const NAME: &str = "chat_template";
+const NAME: &str = "chat_template";
 /// About this many steps, and 64 times as many bytes, before a template is stopped. Long conversations take
 /// some ten thousand.
 const FUEL: u64 = 2_000_000;
@@ -21,6 +24,11 @@ const WRITTEN: usize = 1 << 18;
 const RECURSION: usize = 200;
 /// Nesting of values that `tojson` follows.
 const JSON_DEPTH: usize = 64;
+
+thread_local! {
+    /// What `namespace` made in the rendering that runs on this thread.
+    static NAMESPACES: RefCell<Vec<Value>> = const { RefCell::new(Vec::new()) };
+}
 
 /// What `raise_exception` was given: the source of the error it makes.
 #[derive(Debug, thiserror::Error)]
@@ -49,9 +57,43 @@ pub(super) fn compile(source: &str, now: i64) -> Result<Environment<'static>, Er
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))
     });
+    env.add_function("namespace", namespace);
     env.add_function("strftime_now", move |format: &str| strftime(format, now));
     env.add_template_owned(NAME, without_generation_marks(source))?;
     Ok(env)
+}
+
+/// Renders what [`compile`] made.
+pub(super) fn render(env: &Environment, context: Value) -> Result<String, Error> {
+    let text = env.get_template(NAME).and_then(|template| template.render(context));
+    NAMESPACES.take().iter().for_each(let_go);
+    text
+}
+
+/// Jinja's, but remembered.
+fn namespace(defaults: Option<ValueOrKwargs>) -> Result<Value, Error> {
+    let made = functions::namespace(defaults)?;
+    NAMESPACES.with_borrow_mut(|all| all.push(made.clone()));
+    Ok(made)
+}
+
+/// Has a namespace hold nothing any more. Values are counted references, and nothing but a namespace can be changed once
+/// it is made: one that came to hold itself would never be freed.
+fn let_go(namespace: &Value) {
+    let Ok(keys) = namespace.try_iter() else { return };
+    for key in keys {
+        let Some(name) = key.as_str().filter(|name| is_name(name)) else { continue };
+        if namespace.get_item(&key).is_ok_and(|held| held.as_object().is_some()) {
+            // Only a template can do it. A name that none can write was there from the start, with what is older.
+            let assignment = format!("{{% set namespace.{name} = 0 %}}");
+            let _ = Environment::empty().render_str(&assignment, context! { namespace => namespace.clone() });
+        }
+    }
+}
+
+fn is_name(key: &str) -> bool {
+    key.starts_with(|c: char| c == '_' || c.is_ascii_alphabetic())
+        && key.chars().all(|c| c == '_' || c.is_ascii_alphanumeric())
 }
 
 /// Takes so many bytes and no more.
@@ -272,11 +314,14 @@ fn civil(days: i64) -> (i64, i64, i64) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use minijinja::value::Object;
+
     use super::*;
-    use minijinja::context;
 
     fn rendered(source: &str, context: Value) -> Result<String, Error> {
-        compile(source, 0)?.get_template(NAME)?.render(context)
+        render(&compile(source, 0)?, context)
     }
 
     #[test]
@@ -344,6 +389,26 @@ mod tests {
             brackets.as_str(),
         ] {
             assert!(rendered(source, context! {}).is_err(), "{}", &source[..40]);
+        }
+    }
+
+    #[test]
+    fn what_holds_itself_is_let_go() {
+        #[derive(Debug)]
+        struct Token;
+        impl Object for Token {}
+
+        let token = Arc::new(Token);
+        for source in [
+            "{% set ns = namespace(token=token) %}{% set ns.ns = ns %}",
+            "{% set a = namespace(token=token) %}{% set b = namespace(a=a) %}{% set a.b = [{'b': b}] %}",
+            "{% set ns = namespace() %}{% macro f() %}{{ token }}{{ ns }}{% endmacro %}{% set ns.f = f %}",
+            "{% for i in range(3) %}{% set ns = namespace(token=token) %}{% set ns.in = ns %}{% endfor %}",
+            "{% set ns = namespace({'token': token, 'a b': 1, '': 2}) %}{% set ns._1 = ns %}",
+            "{% set ns = namespace(token=token) %}{% set ns.ns = ns %}{{ raise_exception('no') }}",
+        ] {
+            let _ = rendered(source, context! { token => Value::from_dyn_object(token.clone()) });
+            assert_eq!(Arc::strong_count(&token), 1, "{source}");
         }
     }
 }
