@@ -77,14 +77,15 @@ fn namespace(defaults: Option<ValueOrKwargs>) -> Result<Value, Error> {
     Ok(made)
 }
 
-/// Has a namespace hold nothing any more. Values are counted references, and nothing but a namespace can be changed once
-/// it is made: one that came to hold itself would never be freed.
+/// Has a namespace hold no other value any more. Values are counted references, and nothing but a namespace can be
+/// changed once it is made: one that came to hold itself would never be freed.
 fn let_go(namespace: &Value) {
     let Ok(keys) = namespace.try_iter() else { return };
     for key in keys {
         let Some(name) = key.as_str().filter(|name| is_name(name)) else { continue };
         if namespace.get_item(&key).is_ok_and(|held| held.as_object().is_some()) {
-            // Only a template can do it. A name that none can write was there from the start, with what is older.
+            // Only a template can do it, and a stranger's key must be no more than a name in it. What no template can write
+            // was there from the start, with what is older.
             let assignment = format!("{{% set namespace.{name} = 0 %}}");
             let _ = Environment::empty().render_str(&assignment, context! { namespace => namespace.clone() });
         }
@@ -407,7 +408,9 @@ mod tests {
             "{% set ns = namespace({'token': token, 'a b': 1, '': 2}) %}{% set ns._1 = ns %}",
             "{% set ns = namespace(token=token) %}{% set ns.ns = ns %}{{ raise_exception('no') }}",
         ] {
-            let _ = rendered(source, context! { token => Value::from_dyn_object(token.clone()) });
+            let result = rendered(source, context! { token => Value::from_dyn_object(token.clone()) });
+            assert_eq!(result.is_err(), source.contains("raise_exception"), "{source}");
+            drop(result);
             assert_eq!(Arc::strong_count(&token), 1, "{source}");
         }
     }
